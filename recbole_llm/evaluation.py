@@ -1,0 +1,183 @@
+"""Ranking metrics on tables: RecBole's definitions, without RecBole.
+
+The metrics are those of RecBole's full ranking with a user's known items masked; a test holds
+each against RecBole's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from numpy.typing import NDArray
+
+from recbole_llm.errors import SettingsError, did_you_mean
+from recbole_llm.factors import Factors, Index, batches
+from recbole_llm.scoring import Scorer
+
+Hits: TypeAlias = NDArray[np.bool_]
+PerUser: TypeAlias = NDArray[np.float64]
+
+
+def _ndcg(hits: Hits, n_positives: Index) -> PerUser:
+    k = hits.shape[1]
+    discount = 1.0 / np.log2(np.arange(2, k + 2))
+    ideal = np.cumsum(discount)[np.minimum(n_positives, k) - 1]
+    return (hits * discount).sum(axis=1) / ideal
+
+
+def _recall(hits: Hits, n_positives: Index) -> PerUser:
+    return hits.sum(axis=1) / n_positives
+
+
+def _precision(hits: Hits, n_positives: Index) -> PerUser:
+    return hits.mean(axis=1)
+
+
+def _hit(hits: Hits, n_positives: Index) -> PerUser:
+    return hits.any(axis=1).astype(np.float64)
+
+
+def _mrr(hits: Hits, n_positives: Index) -> PerUser:
+    return np.where(hits.any(axis=1), 1.0 / (hits.argmax(axis=1) + 1.0), 0.0)
+
+
+def _map(hits: Hits, n_positives: Index) -> PerUser:
+    k = hits.shape[1]
+    precision = np.cumsum(hits, axis=1) / np.arange(1, k + 1)
+    return (precision * hits).sum(axis=1) / np.minimum(n_positives, k)
+
+
+_METRICS: dict[str, Callable[[Hits, Index], PerUser]] = {
+    "ndcg": _ndcg,
+    "recall": _recall,
+    "precision": _precision,
+    "hit": _hit,
+    "mrr": _mrr,
+    "map": _map,
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A top-k ranking metric, such as ``NDCG@10``; higher is better."""
+
+    name: str
+    k: int
+
+    @classmethod
+    def parse(cls, text: str) -> Metric:
+        """Read RecBole's way of writing a metric.
+
+        Raises:
+            SettingsError: it is no top-k metric that can be tuned on.
+        """
+        name, _, cutoff = text.partition("@")
+        if name.lower() not in _METRICS or not cutoff.isdigit() or int(cutoff) < 1:
+            raise SettingsError(
+                f"`valid_metric` must be one of {', '.join(_METRICS)} with a cut-off such as "
+                f"NDCG@10 for this model, which tunes on it; got {text!r}"
+                + did_you_mean(name.lower(), _METRICS)
+            )
+        return cls(name.lower(), int(cutoff))
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.k}"
+
+    def per_user(self, hits: Hits, n_positives: Index) -> PerUser:
+        """The metric of each user.
+
+        Args:
+            hits: bool (n_users, at most k), whether the item at each rank is a positive.
+            n_positives: int64 (n_users,), each at least 1.
+
+        Returns:
+            float64 (n_users,) in 0..1.
+        """
+        missing = self.k - hits.shape[1]
+        return _METRICS[self.name](np.pad(hits, ((0, 0), (0, max(0, missing)))), n_positives)
+
+
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """The users to rank for, what they know already, and what they should get.
+
+    Attributes:
+        users: int64, the users with a positive, ascending.
+        known: CSR (n_users, n_items), interactions that are not ranked. As in RecBole, one that
+            is known and wanted at once (a repeated purchase) is ranked.
+        positives: CSR (n_users, n_items), interactions to be found.
+    """
+
+    users: Index
+    known: sp.csr_matrix
+    positives: sp.csr_matrix
+
+    @classmethod
+    def of(cls, known: sp.csr_matrix, positives: sp.csr_matrix) -> Validation | None:
+        """A validation over all users with a positive; None where there is none."""
+        users = np.flatnonzero(np.diff(positives.indptr)).astype(np.int64)
+        if not len(users):
+            return None
+        known = (known - known.multiply(positives.astype(bool))).tocsr()
+        known.eliminate_zeros()
+        return cls(users, known, positives)
+
+    @property
+    def n_positives(self) -> Index:
+        """Number of positives of each of ``users``, int64."""
+        return np.diff(self.positives.indptr)[self.users].astype(np.int64)
+
+    def sample(self, n_users: int, *, seed: int) -> Validation:
+        """At most ``n_users`` of the users, drawn without replacement."""
+        if n_users >= len(self.users):
+            return self
+        drawn = np.random.default_rng(seed).choice(self.users, n_users, replace=False)
+        return Validation(np.sort(drawn), self.known, self.positives)
+
+
+def masked_scores(
+    scorer: Scorer, validation: Validation, *, memory_bytes: int = 1 << 27
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Batches of (slice of ``validation.users``, their scores with known items at -inf)."""
+    for part in batches(
+        len(validation.users), row_bytes=4 * scorer.n_items, memory_bytes=memory_bytes
+    ):
+        users = validation.users[part]
+        scores = scorer.scores(torch.from_numpy(users).to(scorer.device))
+        rows, items = entries(validation.known[users])
+        scores[torch.from_numpy(rows), torch.from_numpy(items)] = -np.inf
+        scores[:, 0] = -np.inf
+        yield part, scores
+
+
+def evaluate(
+    blocks: Sequence[Factors], validation: Validation, metric: Metric, device: str = "cpu"
+) -> float:
+    """The mean of a metric over the validation users, by full ranking in batches."""
+    scorer = Scorer(blocks, device)
+    values = np.empty(len(validation.users))
+    for part, scores in masked_scores(scorer, validation):
+        k = min(metric.k, scorer.n_items)
+        top = torch.topk(scores, k, dim=1).indices.cpu().numpy()
+        hits = is_positive(validation.positives, validation.users[part], top)
+        values[part] = metric.per_user(hits, validation.n_positives[part])
+    return float(values.mean())
+
+
+def entries(matrix: sp.csr_matrix) -> tuple[Index, Index]:
+    """Row and column of every stored entry of a CSR matrix, in its order."""
+    rows = np.repeat(np.arange(matrix.shape[0], dtype=np.int64), np.diff(matrix.indptr))
+    return rows, matrix.indices.astype(np.int64)
+
+
+def is_positive(positives: sp.csr_matrix, users: Index, items: Index) -> Hits:
+    """Whether each of ``items`` (len(users), k) is stored in its user's row, bool of that shape."""
+    n_items = np.int64(positives.shape[1])
+    rows, columns = entries(positives[users])
+    asked = np.arange(len(users), dtype=np.int64)[:, None] * n_items + items
+    return np.isin(asked, rows * n_items + columns)

@@ -1,0 +1,195 @@
+"""Factors: the pair of vector tables that every signal ends up as, and the algebra on them.
+
+A signal's score of user ``u`` and item ``i`` is ``users[u] · items[i]``. Putting signals on one
+scale, adding them and ranking by them are then closed forms on tables: the matrix of all scores
+is never built. Row 0 of every table is RecBole's padding and is zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+Table: TypeAlias = NDArray[np.float32]
+Mask: TypeAlias = NDArray[np.bool_]
+Index: TypeAlias = NDArray[np.int64]
+Rows: TypeAlias = Table | sp.csr_matrix
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """A signal as a pair of tables: ``score(u, i) = users[u]·items[i] + offset[u]·known[i]``.
+
+    Attributes:
+        users: float32 (n_users, d), or CSR of that shape where the rows are sparse (the history
+            itself, for a full-rank item-item signal; its words, for an intent in words).
+        items: float32 (n_items, d), or CSR where the users are; rows that the signal knows
+            nothing of are zero.
+        known: bool (n_items,), which item rows the signal has learned. Row 0 is False.
+        offset: float32 (n_users,), added to a user's scores of the known items. It is what makes
+            an unknown item's zero stand for "the user's mean score" after :func:`standardise`.
+    """
+
+    users: Rows
+    items: Rows
+    known: Mask
+    offset: Table
+
+    @classmethod
+    def of(cls, users: Rows, items: Rows, known: Mask) -> Factors:
+        """Factors as a signal learns them: no offset, unknown rows and padding set to zero.
+
+        ``items`` is zeroed in place where it has to be: an item-item table can fill the memory.
+        """
+        known = known.copy()
+        known[0] = False
+        if abs(items[~known]).max() > 0:
+            items[~known] = 0
+        return cls(users, items, known, np.zeros(users.shape[0], dtype=np.float32))
+
+    @property
+    def n_users(self) -> int:
+        """Number of user rows, padding included."""
+        return int(self.users.shape[0])
+
+    @property
+    def n_items(self) -> int:
+        """Number of item rows, padding included."""
+        return int(self.items.shape[0])
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the user rows are sparse."""
+        return sp.issparse(self.users)
+
+    def scores(self, users: Index) -> Table:
+        """Scores of some users for all items, float32 (len(users), n_items).
+
+        The reference on the CPU; :class:`recbole_llm.scoring.Scorer` is the same on a device.
+        """
+        scores = self.products(users)
+        scores += self.offset[users, None] * self.known
+        return scores
+
+    def products(self, users: Index | slice) -> Table:
+        """The inner products alone, without the offset, float32 (rows, n_items)."""
+        product = self.users[users] @ self.items.T
+        dense = product.toarray() if sp.issparse(product) else product
+        return np.asarray(dense, dtype=np.float32)
+
+
+def batches(n_rows: int, *, row_bytes: int, memory_bytes: int) -> Iterator[slice]:
+    """Slices over ``n_rows`` rows so that a batch's rows fit into ``memory_bytes``."""
+    step = max(1, memory_bytes // max(1, row_bytes))
+    for start in range(0, n_rows, step):
+        yield slice(start, min(start + step, n_rows))
+
+
+def score_moments(
+    factors: Factors, *, memory_bytes: int = 1 << 28
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and variance of every user's scores over the known items, each float64 (n_users,).
+
+    Dense tables: ``users[u]·mean(V)`` and ``users[u]ᵀ cov(V) users[u]``. Sparse user rows would
+    need an items² covariance, so their scores are made in batches within ``memory_bytes``.
+    """
+    if not factors.known.any():
+        return np.zeros(factors.n_users), np.zeros(factors.n_users)
+    if factors.is_sparse:
+        return _moments_by_batches(factors, memory_bytes)
+    known_items = factors.items[factors.known].astype(np.float64)
+    mean_item = known_items.mean(axis=0)
+    centred = known_items - mean_item
+    covariance = centred.T @ centred / len(centred)
+    mean = factors.users @ mean_item
+    variance = np.empty(factors.n_users)
+    for rows in batches(
+        factors.n_users, row_bytes=16 * len(mean_item), memory_bytes=memory_bytes
+    ):
+        part = factors.users[rows].astype(np.float64)
+        variance[rows] = np.einsum("ud,ud->u", part @ covariance, part)
+    return mean + factors.offset, np.maximum(variance, 0.0)
+
+
+def _moments_by_batches(
+    factors: Factors, memory_bytes: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    mean = np.empty(factors.n_users)
+    variance = np.empty(factors.n_users)
+    n_known = int(factors.known.sum())
+    for rows in batches(
+        factors.n_users, row_bytes=8 * factors.n_items, memory_bytes=memory_bytes
+    ):
+        # Unknown items' rows are zero, so that sums over all items are sums over the known.
+        scores = factors.products(rows)
+        mean[rows] = scores.sum(axis=1, dtype=np.float64) / n_known
+        squares = np.einsum("ui,ui->u", scores, scores, dtype=np.float64) / n_known
+        variance[rows] = squares - mean[rows] ** 2
+    return mean + factors.offset, np.maximum(variance, 0.0)
+
+
+def standardise(factors: Factors) -> Factors:
+    """Per-user z-scores of a signal, again as tables: ``[U/σ, −μ/σ]·[V, 1]``.
+
+    Mean and standard deviation run over the known items. An unknown item scores 0, the user's
+    mean; a user whose scores are all equal (no history) gets a zero row and says nothing.
+    """
+    mean, variance = score_moments(factors)
+    # A spread of rounding errors is none: relative to the mean's square for float32 tables.
+    spread = variance > 1e-12 + 1e-10 * mean**2
+    scale = np.zeros(factors.n_users)
+    scale[spread] = 1.0 / np.sqrt(variance[spread])
+    scale[0] = 0.0
+    offset = ((factors.offset - mean) * scale).astype(np.float32)
+    return Factors(_scale_rows(factors.users, scale), factors.items, factors.known, offset)
+
+
+def _scale_rows(rows: Rows, scale: NDArray[np.float64]) -> Rows:
+    if sp.issparse(rows):
+        return (sp.diags(scale) @ rows).tocsr().astype(np.float32)
+    return (rows * scale[:, None]).astype(np.float32)
+
+
+def concatenate(factors: Sequence[Factors], weights: Sequence[float]) -> tuple[Factors, ...]:
+    """The weighted sum of signals as tables: ``Σ w_k (U_k·V_k) = [w_1 U_1, …]·[V_1, …]``.
+
+    Args:
+        factors: the signals, of the same users and items.
+        weights: one per signal; a signal of weight zero is left out.
+
+    Returns:
+        Blocks whose scores add up to the sum: all dense signals as one pair of tables without
+        offset, and each signal with sparse user rows on its own (its item table is not copied).
+    """
+    weighted = [(f, float(w)) for f, w in zip(factors, weights, strict=True) if w != 0.0]
+    dense = [(f, w) for f, w in weighted if not f.is_sparse]
+    blocks = [
+        Factors(_scale_rows(f.users, np.full(f.n_users, w)), f.items, f.known, f.offset * w)
+        for f, w in weighted
+        if f.is_sparse
+    ]
+    if dense:
+        users = [part for f, w in dense for part in (f.users * w, f.offset[:, None] * w)]
+        items = [part for f, _ in dense for part in (f.items, f.known[:, None])]
+        known = np.logical_or.reduce([f.known for f, _ in dense])
+        blocks.insert(
+            0,
+            Factors(
+                np.hstack(users).astype(np.float32),
+                np.hstack(items).astype(np.float32),
+                known,
+                np.zeros(dense[0][0].n_users, dtype=np.float32),
+            ),
+        )
+    return tuple(blocks)
+
+
+def unit_rows(rows: Table) -> Table:
+    """Rows scaled to length 1; zero rows stay zero."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)

@@ -1,0 +1,1 @@
+"""Everything that touches RecBole: its quirks, settings, data set, trainer and evaluator."""

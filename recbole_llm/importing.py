@@ -1,0 +1,1219 @@
+"""A user's own tables (CSV, TSV, Parquet, JSON) become a data set that RecBole reads.
+
+`import_data` reads the tables, finds out which column is what, drops the rows that cannot be used,
+mends the values (`recbole_llm.atomic_files`), writes ``OUT/NAME/NAME.inter``, ``.item``, ``.user``
+and ``NAME.yaml``, and reports in plain lines what it took, dropped and wrote. Nothing is guessed in
+silence: each guess is in the report and has an option that overrules it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import codecs
+import csv
+import gzip
+import io
+import json
+import re
+import shlex
+import warnings
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal, TypeAlias, cast
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from recbole_llm.atomic_files import (
+    MAX_TEXT_CHARACTERS,
+    MISSING_WORDS,
+    FieldType,
+    clean_white_space,
+    format_numbers,
+    mend_texts,
+    mend_tokens,
+    new_folder,
+    safe_field_names,
+    write_atomic_file,
+)
+from recbole_llm.errors import DataError, SettingsError, did_you_mean
+from recbole_llm.text import FeatureTable, text_fields
+
+FeatureKind: TypeAlias = Literal["item", "user"]
+
+USER_FIELD, ITEM_FIELD, RATING_FIELD, TIME_FIELD = "user_id", "item_id", "rating", "timestamp"
+
+#: RecBole makes a column of this name itself.
+RESERVED_FIELDS = (USER_FIELD, ITEM_FIELD, RATING_FIELD, TIME_FIELD, "label")
+
+# fmt: off
+# Well-known column names, compared without case, blanks and signs; the first one present wins.
+USER_NAMES = (
+    "userid", "user", "uid", "customerid", "customer", "custid", "clientid", "client", "memberid",
+    "member", "reviewerid", "visitorid", "visitor", "accountid", "account", "personid",
+    "fullvisitorid", "userpseudoid", "sessionid", "session",
+)
+ITEM_NAMES = (
+    "itemid", "item", "iid", "productid", "product", "movieid", "movie", "asin", "parentasin",
+    "sku", "articleid", "article", "bookid", "isbn", "book", "trackid", "track", "songid", "song",
+    "artistid", "artist", "videoid", "video", "newsid", "gameid", "game", "appid", "recipeid",
+    "businessid", "placeid", "venueid", "poiid", "courseid", "contentid", "goodsid", "stockcode",
+)
+TIME_NAMES = (
+    "timestamp", "timestampms", "unixtimestamp", "unixtime", "unixreviewtime", "eventtimestamp",
+    "eventtime", "datetime", "time", "date", "ts", "createdat", "invoicedate", "orderdate",
+    "purchasedate", "eventdate", "reviewdate", "reviewtime", "day",
+)
+RATING_NAMES = (
+    "rating", "ratings", "stars", "star", "score", "overall", "rate",
+)
+BEHAVIOUR_NAMES = (
+    "behaviour", "behavior", "behaviourtype", "behaviortype", "event", "eventtype", "eventname",
+    "action", "actiontype", "interaction", "interactiontype", "type",
+)
+# Columns of such a name hold text, also where each value is a single word ("Alien").
+TEXT_NAMES = frozenset((
+    "title", "name", "productname", "itemname", "description", "desc", "summary", "text",
+    "overview", "plot", "abstract", "content", "about", "bio", "genre", "genres", "category",
+    "categories", "tag", "tags", "keywords", "features",
+))
+# fmt: on
+
+TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json")
+SUFFIXES = (*TEXT_SUFFIXES, ".parquet")
+SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+SAMPLE_CHARACTERS = 65_536
+SAMPLE_ROWS = 1000
+
+# A column of few, short, repeated values is a category, even where they have several words.
+CATEGORY_MAX_SHARE, CATEGORY_MAX_CHARACTERS = 0.2, 40
+# `Action|Comedy`: a bar without blanks around it, in at least this share of the values.
+LIST_MIN_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What to import, and where to.
+
+    Attributes:
+        interactions: table of who had to do with what.
+        name: name of the data set and of its files.
+        out: folder that gets the folder ``name``.
+        items: table of the items, or None.
+        users: table of the users, or None.
+        user_col, item_col: columns of ``interactions``; None: guessed.
+        time_col, rating_col, behaviour_col: the same; ``""``: there is none.
+        item_id_col: column of ``items``; None: guessed.
+        user_id_col: column of ``users``; None: guessed.
+        time_format: how times are written, as for ``strptime``; None: found out.
+        overwrite: replace an existing data set of this name.
+    """
+
+    interactions: Path
+    name: str
+    out: Path = Path("dataset")
+    items: Path | None = None
+    users: Path | None = None
+    user_col: str | None = None
+    item_col: str | None = None
+    time_col: str | None = None
+    rating_col: str | None = None
+    behaviour_col: str | None = None
+    item_id_col: str | None = None
+    user_id_col: str | None = None
+    time_format: str | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What was done.
+
+    Attributes:
+        folder: the data set's folder.
+        files: names of the files in it.
+        n_interactions: rows of ``.inter``.
+        n_users: distinct users in ``.inter``.
+        n_items: distinct items in ``.inter``.
+        lines: the report for people, the next command last.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    n_interactions: int
+    n_users: int
+    n_items: int
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as read: its columns' names are trimmed and distinct, its values untouched."""
+
+    path: Path
+    frame: pd.DataFrame
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Column:
+    """The column that plays a part, and whether the user named it."""
+
+    name: str
+    given: bool
+
+    def __str__(self) -> str:
+        return f"`{self.name}` ({'given' if self.given else 'guessed'})"
+
+
+def import_data(options: ImportOptions) -> ImportReport:
+    """Makes a RecBole data set from tables.
+
+    Args:
+        options: what and where to.
+
+    Returns:
+        What was read, dropped, mended and written.
+
+    Raises:
+        SettingsError: an option's value cannot be used.
+        DataError: a table cannot be used, or the folder cannot be written.
+    """
+    target = _target_folder(options)
+    interactions = _interactions(options)
+    tables = {"inter": interactions}
+    lines = list(interactions.lines)
+    sources: tuple[tuple[FeatureKind, Path | None, str | None, tuple[str, ...]], ...] = (
+        ("item", options.items, options.item_id_col, ITEM_NAMES),
+        ("user", options.users, options.user_id_col, USER_NAMES),
+    )
+    for kind, path, given, well_known in sources:
+        if path is None:
+            continue
+        known = (_plain_name(interactions.id_columns[kind]), *well_known, "id")
+        taken = [name for table in tables.values() for name in table.types]
+        tables[kind] = _features(path, kind=kind, given=given, known=known, taken=taken)
+        lines += tables[kind].lines
+        lines += _coverage(interactions, tables[kind], kind, path)
+    if "item" not in tables:
+        lines.append(_note("no --items: the items have no text"))
+    elif not _text_fields(tables["item"]):
+        lines.append(_note(f"no column of {options.items} holds text"))
+    files = _write(target, tables, options)
+    lines.append(f"{'wrote':7}{target / files[0]}, {', '.join(files[1:])}")
+    lines.append(f"{'next':7}{_next_command(options)}")
+    return ImportReport(
+        folder=target,
+        files=files,
+        n_interactions=len(interactions.values),
+        n_users=interactions.values[USER_FIELD].nunique(),
+        n_items=interactions.values[ITEM_FIELD].nunique(),
+        lines=tuple(lines),
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of ``recbole-llm import``.
+
+    Args:
+        parser: the subcommand's parser.
+    """
+    formats = "CSV, TSV, Parquet or JSON (.csv .tsv .txt .jsonl .json .ndjson, .gz too)"
+    parser.add_argument(
+        "--interactions", required=True, type=Path, metavar="FILE", help=f"who used what: {formats}"
+    )
+    parser.add_argument("--items", type=Path, metavar="FILE", help="the items and their text")
+    parser.add_argument("--users", type=Path, metavar="FILE", help="the users")
+    parser.add_argument("--name", required=True, help="name of the data set")
+    parser.add_argument(
+        "--out", type=Path, default=Path("dataset"), metavar="FOLDER", help="(default: dataset)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a data set of this name")
+    columns = parser.add_argument_group("columns", "guessed from well-known names if not given")
+    for option, meaning in (
+        ("user_col", "user id in the interactions"),
+        ("item_col", "item id in the interactions"),
+        ("time_col", "time in the interactions; empty (--time_col=): none"),
+        ("rating_col", "rating in the interactions; empty: none"),
+        ("behaviour_col", "kind of event (view, buy, ...) in the interactions; empty: none"),
+        ("item_id_col", "item id in the items"),
+        ("user_id_col", "user id in the users"),
+    ):
+        columns.add_argument(f"--{option}", metavar="COLUMN", help=meaning)
+    columns.add_argument(
+        "--time_format", metavar="FORMAT", help="how times are written, such as %%d/%%m/%%Y %%H:%%M"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs ``recbole-llm import`` and prints its report.
+
+    Args:
+        args: what `add_arguments`'s parser made.
+
+    Returns:
+        The exit code. Errors that a user can mend are raised: the command prints them.
+    """
+    names = ImportOptions.__dataclass_fields__
+    report = import_data(ImportOptions(**{name: getattr(args, name) for name in names}))
+    for line in report.lines:
+        print(line)  # noqa: T201 - the report is this command's output
+    return 0
+
+
+# --- reading tables
+
+
+def read_table(path: Path) -> Table:
+    """Reads a table by the suffix of its name.
+
+    Args:
+        path: a file of one of `SUFFIXES`, the text ones also with ``.gz``; a ``.parquet`` may be a
+            folder of parts.
+
+    Returns:
+        The table; texts' values are strings with ``""`` for missing.
+
+    Raises:
+        DataError: the file is missing, empty, unreadable, or not what its suffix says.
+    """
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+    if suffix not in SUFFIXES or (suffix == ".parquet" and path.name.lower().endswith(".gz")):
+        raise DataError(f"{path}: cannot tell the format; known are {' '.join(SUFFIXES)}")
+    _check_is_there(path, suffix)
+    try:
+        if suffix == ".parquet":
+            frame, notes = _read_parquet(path)
+        elif suffix in (".csv", ".tsv", ".txt"):
+            frame, notes = _read_separated(path)
+        else:
+            frame, notes = _read_json(path)
+    # ValueError: pyarrow's errors and pandas' ParserError; EOFError, zlib: a broken .gz.
+    except (OSError, ValueError, EOFError, zlib.error, csv.Error) as error:
+        raise DataError(f"{path} cannot be read: {_first_line(error)}") from error
+    return Table(path, *_with_plain_columns(frame, path, notes))
+
+
+def _check_is_there(path: Path, suffix: str) -> None:
+    if not path.exists():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DataError(f"{path} does not exist{did_you_mean(path.name, siblings)}")
+    if path.is_dir():
+        if suffix != ".parquet":
+            raise DataError(f"{path} is a folder, not a file")
+    elif path.stat().st_size == 0:
+        raise DataError(f"{path} is empty")
+
+
+def _with_plain_columns(
+    frame: pd.DataFrame, path: Path, notes: list[str]
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Trims the columns' names; a column without one (a written index) says nothing: left out."""
+    names = [str(name).strip() for name in frame.columns]
+    named = [bool(name) and not re.fullmatch(r"Unnamed: \d+", name) for name in names]
+    if not all(named):
+        notes = [*notes, "a column without a name was left out"]
+    frame = frame.loc[:, named]
+    frame.columns = [name for name, keep in zip(names, named, strict=True) if keep]
+    twice = frame.columns[frame.columns.duplicated()]
+    if len(twice):
+        raise DataError(f"{path} has the column `{twice[0]}` twice; rename one of them")
+    if frame.empty:
+        raise DataError(f"{path} has no rows")
+    return frame.reset_index(drop=True), tuple(notes)
+
+
+def _read_parquet(path: Path) -> tuple[pd.DataFrame, list[str]]:
+    try:
+        import pyarrow  # noqa: F401 - asked here, since pandas hides why it cannot be used
+    except ImportError as error:
+        raise DataError(
+            f"{path}: Parquet needs a pyarrow that works here; {_first_line(error)}"
+        ) from error
+    # Nullable types: an id column with a gap would become float and lose digits above 2**53.
+    frame = pd.read_parquet(path, dtype_backend="numpy_nullable")
+    named_index = any(name is not None for name in frame.index.names)
+    return (frame.reset_index() if named_index else frame), []
+
+
+def _read_json(path: Path) -> tuple[pd.DataFrame, list[str]]:
+    """Reads one object a line, or one array of objects."""
+    encoding, notes = _encoding(path)
+    with _open_text(path, encoding) as file:
+        start = file.read(SAMPLE_CHARACTERS).lstrip()
+        file.seek(0)
+        lines = _json_lines(file, path)
+        records = json.load(file) if start.startswith("[") else list(lines)
+    wrong = next((record for record in records if not isinstance(record, dict)), None)
+    if wrong is not None:
+        raise DataError(f'{path} must hold objects such as {{"user": 1}}, got {str(wrong)[:40]}')
+    # dtype=object: pandas would turn whole numbers with a gap into floats.
+    return pd.DataFrame(records, dtype=object), notes
+
+
+def _json_lines(file: IO[str], path: Path) -> Iterator[Any]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path} line {number} is not JSON: {error.msg}") from error
+
+
+def _read_separated(path: Path) -> tuple[pd.DataFrame, list[str]]:
+    encoding, notes = _encoding(path)
+    with _open_text(path, encoding) as file:
+        sample = file.read(SAMPLE_CHARACTERS)
+    separator = _separator(sample)
+    if separator != ("\t" if ".tsv" in path.suffixes else ","):
+        notes.append(f"columns are separated by {SEPARATORS[separator]}")
+    try:
+        frame, more = _read_rows(path, encoding, separator, csv.QUOTE_MINIMAL)
+        quotes_are_text = separator == "\t" and _has_swallowed_lines(frame)
+    except pd.errors.ParserError as error:
+        if "EOF inside string" not in str(error):
+            raise
+        quotes_are_text = True
+    if quotes_are_text:
+        frame, more = _read_rows(path, encoding, separator, csv.QUOTE_NONE)
+        more = ['a `"` is opened and never closed: quotes were read as plain characters', *more]
+    return frame, [*notes, *more]
+
+
+def _has_swallowed_lines(frame: pd.DataFrame) -> bool:
+    """Whether a stray quote took whole lines into one value; nobody writes tabs and line breaks."""
+    return any(
+        bool((frame[name].str.contains("\t", regex=False) & frame[name].str.contains("\n")).any())
+        for name in frame.columns
+    )
+
+
+def _read_rows(
+    path: Path, encoding: str, separator: str, quoting: Literal[0, 3]
+) -> tuple[pd.DataFrame, list[str]]:
+    """Reads the rows with pandas, and more patiently where some have more fields than the head."""
+    with _open_text(path, encoding) as file:
+        rows = (row for row in csv.reader(file, delimiter=separator, quoting=quoting) if row)
+        head = next(rows, None)
+        if head is None:
+            raise DataError(f"{path} is empty")
+    options: dict[str, Any] = {"header": 0, "names": range(len(head)), "dtype": str}
+    try:
+        with _open_text(path, encoding) as file:
+            frame = pd.read_csv(
+                file, sep=separator, quoting=quoting, na_filter=False, low_memory=False, **options
+            )
+        # pandas takes surplus fields of the first row for row names.
+        if isinstance(frame.index, pd.RangeIndex):
+            frame.columns = pd.Index(head)
+            return frame, []
+    except pd.errors.ParserError as error:
+        if "Expected" not in str(error):
+            raise
+    return _read_uneven_rows(path, encoding, separator, quoting)
+
+
+def _read_uneven_rows(
+    path: Path, encoding: str, separator: str, quoting: Literal[0, 3]
+) -> tuple[pd.DataFrame, list[str]]:
+    with _open_text(path, encoding) as file:
+        head, *rows = (row for row in csv.reader(file, delimiter=separator, quoting=quoting) if row)
+    width = len(head)
+    notes = []
+    # R writes row names without a name for their column.
+    if all(len(row) == width + 1 and row[-1].strip() for row in rows):
+        notes.append("the first column, which has no name, was left out")
+        rows = [row[1:] for row in rows]
+    even = [
+        row[:width] + [""] * (width - len(row))
+        for row in rows
+        if not any(map(str.strip, row[width:]))
+    ]
+    if len(even) < len(rows):
+        dropped = _count(len(rows) - len(even), "row")
+        notes.append(f"dropped {dropped} with more fields than the head's {width}")
+    return pd.DataFrame(even, columns=head, dtype=object), notes
+
+
+def _separator(sample: str) -> str:
+    """The separator under which the most rows are as wide as the first, wider before narrower."""
+    whole_lines = sample[: sample.rfind("\n") + 1] or sample
+    best, best_fit = ",", (0.0, 1)
+    for separator in SEPARATORS:
+        reader = csv.reader(io.StringIO(whole_lines), delimiter=separator)
+        widths = [len(row) for row in reader if row][:100]
+        if not widths or widths[0] == 1:
+            continue
+        fit = (sum(width == widths[0] for width in widths) / len(widths), widths[0])
+        if fit > best_fit:
+            best, best_fit = separator, fit
+    return best
+
+
+def _open_bytes(path: Path) -> IO[bytes]:
+    if path.suffix.lower() == ".gz":
+        # typeshed does not call a GzipFile an IO[bytes], though it can do all that is asked here.
+        return cast("IO[bytes]", gzip.open(path, "rb"))
+    return path.open("rb")
+
+
+def _open_text(path: Path, encoding: str) -> IO[str]:
+    # `replace` matters only to UTF-8 that `_encoding` found broken in places.
+    return io.TextIOWrapper(_open_bytes(path), encoding, errors="replace", newline="")
+
+
+def _encoding(path: Path) -> tuple[str, list[str]]:
+    """UTF-8 where the file is, else what fits better: broken UTF-8, or Windows' Western letters."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with _open_bytes(path) as file:
+        start = file.read(8192)
+        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return "utf-16", []
+        if b"\0" in start:
+            raise DataError(f"{path} is not a text file")
+        file.seek(0)
+        try:
+            while block := file.read(2**20):
+                decoder.decode(block)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            file.seek(0)
+            content = file.read()
+        else:
+            return "utf-8-sig", []
+    text = content.decode("utf-8", errors="replace")
+    broken = text.count("\ufffd")
+    if sum(not character.isascii() for character in text) > 2 * broken:
+        return "utf-8-sig", [f"not UTF-8 in places: {_count(broken, 'byte')} replaced"]
+    try:
+        content.decode("cp1252")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is neither UTF-8 nor Windows-1252 text; save it as UTF-8"
+        ) from error
+    return "cp1252", ["not UTF-8: read as Windows-1252 (Western European)"]
+
+
+# --- finding columns
+
+
+def _column(
+    table: Table, given: str | None, known: Iterable[str], *, option: str, role: str
+) -> Column:
+    """The column of a part that must be there."""
+    found = _optional_column(table, given, known, option=option)
+    if found is None:
+        names = list(table.frame.columns)
+        hint = "; is the first line data?" if all(map(_looks_like_data, names)) else ""
+        raise DataError(
+            f"{table.path}: no column is known to hold the {role}; "
+            f"name it with --{option} (columns: {', '.join(names)}){hint}"
+        )
+    return found
+
+
+def _optional_column(
+    table: Table, given: str | None, known: Iterable[str], *, option: str, but: Collection[str] = ()
+) -> Column | None:
+    names = list(table.frame.columns)
+    if given:
+        if given not in names:
+            raise SettingsError(
+                f"--{option}: {table.path} has no column `{given}`"
+                f"{did_you_mean(given, names)} (columns: {', '.join(names)})"
+            )
+        return Column(given, given=True)
+    if given == "":
+        return None
+    plain = {_plain_name(name): name for name in reversed(names) if name not in but}
+    found = next((plain[name] for name in known if name in plain), None)
+    return None if found is None else Column(found, given=False)
+
+
+def _looks_like_data(name: str) -> bool:
+    return not re.search(r"[^\W\d_]{2}", name)
+
+
+# --- values
+
+
+def to_strings(values: pd.Series) -> pd.Series:
+    """Writes any column as strings.
+
+    Args:
+        values: any type; lists and dicts become their words.
+
+    Returns:
+        Strings with the same index, ``""`` for missing; whole numbers have no ``.0``.
+    """
+    if pd.api.types.is_float_dtype(values.dtype):
+        return _floats_to_strings(values)
+    categories = isinstance(values.dtype, pd.CategoricalDtype)
+    if categories or values.dtype == object or pd.api.types.is_string_dtype(values.dtype):
+        objects = values.astype(object)
+        if pd.api.types.infer_dtype(objects, skipna=True) == "string":
+            return objects.fillna("")
+        return objects.map(_one_string).astype(object)
+    return values.astype(object).where(values.notna(), "").astype(str).astype(object)
+
+
+def _floats_to_strings(values: pd.Series) -> pd.Series:
+    numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
+    texts = pd.Series(numbers, index=values.index).astype(str).astype(object)
+    whole = np.isfinite(numbers) & (numbers == np.rint(numbers)) & (np.abs(numbers) < 2**63)
+    texts[whole] = numbers[whole].astype(np.int64).astype(str)
+    texts[np.isnan(numbers)] = ""
+    return texts
+
+
+def _one_string(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple, set, np.ndarray)):
+        return " ".join(filter(None, map(_one_string, value)))
+    if value is None or pd.isna(value):
+        return ""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def to_numbers(values: pd.Series) -> pd.Series:
+    """Reads a column as numbers.
+
+    Args:
+        values: any type.
+
+    Returns:
+        float64 with the same index; NaN where there is no finite number.
+    """
+    if not pd.api.types.is_numeric_dtype(values.dtype):
+        values = pd.to_numeric(to_strings(values), errors="coerce")
+    numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
+    return pd.Series(np.where(np.isfinite(numbers), numbers, np.nan), index=values.index)
+
+
+def to_ids(values: pd.Series) -> pd.Series:
+    """Reads a column as ids, not yet mended.
+
+    Args:
+        values: any type.
+
+    Returns:
+        Trimmed strings with the same index, ``""`` for missing. ``42.0`` becomes ``42`` where the
+        whole column is numbers of this kind, as pandas writes whole numbers with a gap among them.
+    """
+    ids = clean_white_space(to_strings(values))
+    distinct = pd.Series(ids.unique())
+    filled = distinct[distinct != ""]
+    if filled.str.endswith(".0").any() and filled.str.fullmatch(r"-?\d+(?:\.0)?").all():
+        return ids.str.removesuffix(".0")
+    return ids
+
+
+@dataclass(frozen=True)
+class Times:
+    """Unix seconds (float64, NaN where unreadable), and how they were written."""
+
+    seconds: pd.Series
+    written: str
+    notes: tuple[str, ...] = ()
+
+
+def to_times(values: pd.Series, time_format: str | None = None) -> Times:
+    """Reads times, however they are written.
+
+    Args:
+        values: dates, numbers or strings. Times without a zone are taken as UTC.
+        time_format: as for ``strptime``; None: found out.
+
+    Returns:
+        Seconds since 1970; numbers too small to be Unix time (an order, a year) stay as they are.
+    """
+    if pd.api.types.is_datetime64_any_dtype(values.dtype):
+        return Times(_unix_seconds(pd.to_datetime(values, utc=True)), "dates")
+    strings = clean_white_space(to_strings(values))
+    sample = strings[strings != ""].head(SAMPLE_ROWS)
+    if time_format is None:
+        time_format = _compact_format(sample)
+    if time_format is not None:
+        return Times(_parse(strings, time_format), f"dates as {time_format}")
+    if len(sample) and to_numbers(sample).notna().mean() > 0.5:
+        return _from_numbers(to_numbers(values))
+    return _from_dates(strings, sample)
+
+
+def _compact_format(sample: pd.Series) -> str | None:
+    """Dates without signs are whole numbers too: 20240131 is no Unix time of August 1970."""
+    for digits, time_format in ((8, "%Y%m%d"), (14, "%Y%m%d%H%M%S")):
+        written = sample.str.fullmatch(rf"(?:19|20)\d{{{digits - 2}}}")
+        if len(sample) and written.all() and _parse(sample, time_format).notna().all():
+            return time_format
+    return None
+
+
+def _from_numbers(numbers: pd.Series) -> Times:
+    size = float(numbers.abs().median())
+    # Seconds reach 1e11 in the year 5138, milliseconds reached it in 1973; and so on by 1000.
+    for limit, divisor, unit in (
+        (1e8, 1, "numbers, taken as they are"),
+        (1e11, 1, "Unix seconds"),
+        (1e14, 1e3, "Unix milliseconds"),
+        (1e17, 1e6, "Unix microseconds"),
+    ):
+        if size < limit:
+            return Times(numbers / divisor, unit)
+    return Times(numbers / 1e9, "Unix nanoseconds")
+
+
+def _from_dates(strings: pd.Series, sample: pd.Series) -> Times:
+    with warnings.catch_warnings():
+        # pandas warns that a day above 12 cannot be a month: that is why both are tried.
+        warnings.simplefilter("ignore", UserWarning)
+        guessed = [
+            pd.tseries.api.guess_datetime_format(text, dayfirst=day_first)
+            for day_first in (False, True)
+            for text in sample.head(100)
+        ]
+        formats = list(dict.fromkeys(["ISO8601", *filter(None, guessed)]))
+        parsed = {time_format: _parse(strings, time_format) for time_format in formats}
+        best = max(formats, key=lambda time_format: int(parsed[time_format].notna().sum()))
+        seconds = parsed[best]
+        left = seconds.isna() & (strings != "")
+        if left.any():
+            seconds = seconds.where(~left, _parse(strings[left], "mixed").reindex(seconds.index))
+    if best == "ISO8601":
+        return Times(seconds, "ISO dates")
+    other = best.replace("%m", "%?").replace("%d", "%m").replace("%?", "%d")
+    notes: tuple[str, ...] = ()
+    if (
+        other != best
+        and other in parsed
+        and parsed[other].notna().sum() == parsed[best].notna().sum()
+    ):
+        notes = (f"day and month could be the other way round; if so, --time_format '{other}'",)
+    return Times(seconds, f"dates as {best}", notes)
+
+
+def _parse(strings: pd.Series, time_format: str) -> pd.Series:
+    """Parses each distinct string once."""
+    codes, distinct = pd.factorize(strings.to_numpy(dtype=object))
+    try:
+        times = pd.to_datetime(pd.Series(distinct), format=time_format, errors="coerce", utc=True)
+    except ValueError as error:
+        raise SettingsError(f"--time_format {time_format!r}: {_first_line(error)}") from error
+    seconds = _unix_seconds(times).to_numpy()
+    return pd.Series(seconds[codes], index=strings.index)
+
+
+def _unix_seconds(times: pd.Series) -> pd.Series:
+    return (times - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
+
+
+def feature_type(values: pd.Series, name: str) -> FieldType | None:
+    """Finds out what a column holds.
+
+    Args:
+        values: any type.
+        name: the column's name.
+
+    Returns:
+        ``float`` for numbers, ``token`` for single words and for few repeated short values,
+        ``token_seq`` for texts and lists; None for an empty column.
+    """
+    strings = clean_white_space(to_strings(values))
+    missing = (strings == "") | strings.isin(MISSING_WORDS)
+    filled = strings[~missing]
+    if filled.empty:
+        return None
+    if _is_list_column(values, filled):
+        return "token_seq"
+    if to_numbers(filled).notna().all() or pd.api.types.is_bool_dtype(values.dtype):
+        return "token" if _are_codes(filled) else "float"
+    if _plain_name(name) in TEXT_NAMES:
+        return "token_seq"
+    if not filled.str.contains(" ", regex=False).any():
+        return "token"
+    repeated = filled.nunique() <= CATEGORY_MAX_SHARE * len(filled)
+    return (
+        "token" if repeated and filled.str.len().max() <= CATEGORY_MAX_CHARACTERS else "token_seq"
+    )
+
+
+def _plain_name(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).lower()
+
+
+def _is_list_column(values: pd.Series, strings: pd.Series) -> bool:
+    """Whether a column holds lists: as such, or written as ``["a", "b"]`` or ``a|b``."""
+    if values.dtype == object and any(
+        isinstance(value, (list, tuple, dict, np.ndarray)) for value in values
+    ):
+        return True
+    filled = strings[strings != ""]
+    if (filled.str.startswith("[") & filled.str.endswith("]")).all():
+        return True
+    return bool(filled.str.contains(r"\S\|\S").mean() >= LIST_MIN_SHARE)
+
+
+def _are_codes(strings: pd.Series) -> bool:
+    """Whether digits are a code (``00123``, a long barcode), which a number would spoil."""
+    return bool(strings.str.contains(r"^-?0\d|^\d{16}").any())
+
+
+def _words_of_list(text: str) -> str:
+    """``["Sci-Fi", "Drama"]`` in JSON or Python, or ``Sci-Fi|Drama`` -> its words."""
+    if text.startswith("[") and text.endswith("]"):
+        for parse in (json.loads, ast.literal_eval):
+            try:
+                return _one_string(parse(text))
+            # literal_eval raises the last three on what is no literal, or nested too deeply.
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                continue
+    return re.sub(r"(?<=\S)\|(?=\S)", " ", text)
+
+
+# --- the three tables
+
+
+@dataclass(frozen=True)
+class Field:
+    """A column on its way into an atomic file: its field name, its type, its raw values."""
+
+    name: str
+    kind: FieldType
+    values: pd.Series
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A reason to drop rows: which ones, and the column to show an example from."""
+
+    why: str
+    rows: pd.Series
+    example: pd.Series | None = None
+
+
+@dataclass(frozen=True)
+class AtomicTable:
+    """A mended table, ready to be written.
+
+    Attributes:
+        values: strings; columns are field names.
+        types: field name -> type.
+        lines: the report's lines about it.
+        id_columns: kind of id -> name of the column that it came from.
+    """
+
+    values: pd.DataFrame
+    types: Mapping[str, FieldType]
+    lines: tuple[str, ...]
+    id_columns: Mapping[str, str]
+
+
+def _interactions(options: ImportOptions) -> AtomicTable:
+    table = read_table(options.interactions)
+    frame = table.frame
+    roles, notes = _roles(table, options)
+    shown = {role: str(column) for role, column in roles.items()}
+    users, items = (to_ids(frame[roles[role].name]) for role in ("user", "item"))
+    fields = [Field(USER_FIELD, "token", users), Field(ITEM_FIELD, "token", items)]
+    unusable = [
+        Unusable("without a user id", users == ""),
+        Unusable("without an item id", items == ""),
+    ]
+    if "rating" in roles:
+        raw = frame[roles["rating"].name]
+        ratings = to_numbers(raw)
+        fields.append(Field(RATING_FIELD, "float", ratings))
+        unusable.append(Unusable("without a rating that is a number", ratings.isna(), raw))
+    if "time" in roles:
+        raw = frame[roles["time"].name]
+        times = _readable_times(raw, options)
+        shown["time"] += f", {times.written}"
+        notes = [*notes, *times.notes]
+        fields.append(Field(TIME_FIELD, "float", times.seconds))
+        unusable.append(Unusable("without a readable time", times.seconds.isna(), raw))
+    further, further_notes = _further_fields(frame, roles)
+    kept, dropped = _usable_rows(unusable)
+    if not kept.any():
+        raise DataError(f"{table.path}: no row is left; {'; '.join(dropped)}")
+    values, types, mending_notes = _mended([*fields, *further], kept)
+    repeats = int(values.duplicated().sum())
+    if repeats:
+        mending_notes.append(
+            f"{_count(repeats, 'row')} repeating another exactly: kept, since repeats are data"
+        )
+    n_users, n_items = (values[name].nunique() for name in (USER_FIELD, ITEM_FIELD))
+    lines = [
+        _read_line(table, "; ".join(f"{role}: {text}" for role, text in shown.items())),
+        *map(_note, [*table.notes, *notes]),
+        *dropped,
+        f"{'kept':7}{_count(len(values), 'interaction')} of {_count(n_users, 'user')} "
+        f"with {_count(n_items, 'item')}",
+        *map(_note, [*further_notes, *mending_notes]),
+    ]
+    id_columns = {role: roles[role].name for role in ("user", "item")}
+    return AtomicTable(values, types, tuple(lines), id_columns)
+
+
+def _roles(table: Table, options: ImportOptions) -> tuple[dict[str, Column], list[str]]:
+    """Finds the interactions' user, item and, where there are any, time, rating and behaviour."""
+    roles = {
+        "user": _column(table, options.user_col, USER_NAMES, option="user_col", role="user id"),
+        "item": _column(table, options.item_col, ITEM_NAMES, option="item_col", role="item id"),
+    }
+    for role, given, known in (
+        ("time", options.time_col, TIME_NAMES),
+        ("rating", options.rating_col, RATING_NAMES),
+        ("behaviour", options.behaviour_col, BEHAVIOUR_NAMES),
+    ):
+        taken = {column.name for column in roles.values()}
+        found = _optional_column(table, given, known, option=f"{role}_col", but=taken)
+        if found is not None:
+            roles[role] = found
+    named: dict[str, str] = {}
+    for role, column in roles.items():
+        other = named.setdefault(column.name, role)
+        if other != role:
+            raise SettingsError(
+                f"column `{column.name}` cannot be both {other} and {role}; "
+                f"name another with --{other}_col or --{role}_col"
+            )
+    rating = roles.get("rating")
+    if rating is None or to_numbers(table.frame[rating.name]).notna().any():
+        return roles, []
+    if rating.given:
+        raise DataError(
+            f"{table.path}: column `{rating.name}` holds no number; "
+            "give another with --rating_col, or --rating_col= for none"
+        )
+    del roles["rating"]
+    return roles, [f"`{rating.name}` holds no number, so it is not taken as the rating"]
+
+
+def _readable_times(values: pd.Series, options: ImportOptions) -> Times:
+    times = to_times(values, options.time_format)
+    if times.seconds.notna().any():
+        return times
+    example = next(filter(None, to_strings(values)), "")
+    raise DataError(
+        f"{options.interactions}: no value of column `{values.name}` is a time "
+        f"(first: `{example}`); say how it is written with --time_format, "
+        "give another column with --time_col, or --time_col= for none"
+    )
+
+
+def _further_fields(
+    frame: pd.DataFrame, roles: Mapping[str, Column]
+) -> tuple[list[Field], list[str]]:
+    """What else of the interactions RecBole can use: the behaviour and all numbers."""
+    used = {column.name for column in roles.values()}
+    others = [name for name in frame if name not in used]
+    numeric = [name for name in others if feature_type(frame[name], name) == "float"]
+    behaviour = [roles["behaviour"].name] if "behaviour" in roles else []
+    names = safe_field_names([*behaviour, *numeric], taken=RESERVED_FIELDS, prefix="inter_")
+    notes = []
+    if names:
+        written = ", ".join(_renamed(column, name) for column, name in names.items())
+        notes.append(f"written with each interaction: {written}")
+    left_out = [name for name in others if name not in numeric]
+    if left_out:
+        notes.append(f"left out, since not numbers: {', '.join(f'`{name}`' for name in left_out)}")
+    fields = [
+        Field(name, "float" if column in numeric else "token", frame[column])
+        for column, name in names.items()
+    ]
+    return fields, notes
+
+
+def _usable_rows(unusable: Sequence[Unusable]) -> tuple[pd.Series, list[str]]:
+    """Which rows are kept, and a line for each reason; a row counts for its first reason."""
+    kept = pd.Series(True, index=unusable[0].rows.index)
+    lines = []
+    for reason in unusable:
+        lost = kept & reason.rows
+        kept &= ~reason.rows
+        if not lost.any():
+            continue
+        example = ""
+        if reason.example is not None:
+            row = int(lost.to_numpy().argmax())
+            value = clean_white_space(to_strings(reason.example.iloc[[row]])).iloc[0]
+            example = f" (first: `{value[:40]}`, row {row + 1:,})"
+        lines.append(f"dropped {_count(int(lost.sum()), 'row')} {reason.why}{example}")
+    return kept, lines
+
+
+def _features(
+    path: Path,
+    *,
+    kind: FeatureKind,
+    given: str | None,
+    known: Iterable[str],
+    taken: Iterable[str],
+) -> AtomicTable:
+    """Reads and mends the table of the items or of the users.
+
+    Args:
+        path: the table.
+        kind: which of the two.
+        given: the id's column, None: guessed.
+        known: well-known names of the id's column, the best first.
+        taken: field names of other files.
+    """
+    table = read_table(path)
+    column = _column(table, given, known, option=f"{kind}_id_col", role=f"{kind} id")
+    ids = to_ids(table.frame[column.name])
+    kept, dropped = _usable_rows(
+        [
+            Unusable(f"without an id of the {kind}", ids == ""),
+            Unusable("with an id seen before (the first is kept)", ids.duplicated()),
+        ]
+    )
+    if not kept.any():
+        raise DataError(f"{path}: the id's column `{column.name}` is empty")
+    frame = table.frame[kept].drop(columns=column.name)
+    kinds = {name: feature_type(frame[name], name) for name in frame}
+    empty = [f"`{name}`" for name, found in kinds.items() if found is None]
+    names = safe_field_names(
+        [name for name, found in kinds.items() if found is not None],
+        taken={*RESERVED_FIELDS, *taken},
+        prefix=f"{kind}_",
+    )
+    fields = [Field(f"{kind}_id", "token", ids)]
+    fields += [
+        Field(names[name], found, table.frame[name])
+        for name, found in kinds.items()
+        if found is not None
+    ]
+    values, types, notes = _mended(fields, kept)
+    written = (f"{_renamed(name, field)} ({types[field]})" for name, field in names.items())
+    lines = [
+        _read_line(table, f"{kind} id: {column}"),
+        *map(_note, table.notes),
+        *dropped,
+        f"{'kept':7}{_count(len(values), kind)}: {', '.join(written) or 'the ids alone'}",
+        *([_note(f"left out, since empty: {', '.join(empty)}")] if empty else []),
+        *map(_note, notes),
+    ]
+    return AtomicTable(values, types, tuple(lines), {kind: column.name})
+
+
+def _mended(
+    fields: Sequence[Field], rows: pd.Series
+) -> tuple[pd.DataFrame, dict[str, FieldType], list[str]]:
+    """Mends the fields in the chosen rows, each by its type, and notes what was changed."""
+    mend = {"token": _mended_tokens, "token_seq": _mended_texts, "float": _mended_numbers}
+    written: dict[str, pd.Series] = {}
+    notes: list[str] = []
+    for field in fields:
+        written[field.name], more = mend[field.kind](field.values[rows], field.name)
+        notes += more
+    types = {field.name: field.kind for field in fields}
+    return pd.DataFrame(written), types, notes
+
+
+def _mended_tokens(values: pd.Series, name: str) -> tuple[pd.Series, list[str]]:
+    plain = clean_white_space(to_strings(values))
+    tokens = mend_tokens(plain)
+    changed = pd.DataFrame({"plain": plain, "token": tokens})[plain != tokens].drop_duplicates()
+    if changed.empty:
+        return tokens, []
+    shown = [f"`{row.plain}` as `{row.token}`" for row in changed.head(3).itertuples()]
+    dots = ", ..." if len(changed) > 3 else ""
+    why = "which RecBole would read as something else"
+    return tokens, [
+        f"{name}: {_count(len(changed), 'value')} {why}: wrote {', '.join(shown)}{dots}"
+    ]
+
+
+def _mended_texts(values: pd.Series, name: str) -> tuple[pd.Series, list[str]]:
+    plain = clean_white_space(to_strings(values))
+    notes = []
+    if _is_list_column(values, plain):
+        plain = clean_white_space(plain.map(_words_of_list))
+    texts = mend_texts(plain)
+    emptied = plain[(plain != "") & (texts == "")]
+    if len(emptied):
+        notes.append(
+            f"{name}: {_count(len(emptied), 'value')} such as `{emptied.iloc[0]}` taken as missing"
+        )
+    n_cut = int((plain.str.len() > MAX_TEXT_CHARACTERS).sum())
+    if n_cut:
+        notes.append(f"{name}: {_count(n_cut, 'text')} cut to {MAX_TEXT_CHARACTERS:,} characters")
+    return texts, notes
+
+
+def _mended_numbers(values: pd.Series, name: str) -> tuple[pd.Series, list[str]]:
+    numbers = to_numbers(values)
+    n_gaps = int(numbers.isna().sum())
+    notes = [f"{name}: {_count(n_gaps, 'row')} without a number, left empty"] if n_gaps else []
+    return format_numbers(numbers), notes
+
+
+def _coverage(interactions: AtomicTable, features: AtomicTable, kind: str, path: Path) -> list[str]:
+    """How the ids of the two tables meet.
+
+    Raises:
+        DataError: they do not meet at all.
+    """
+    used = pd.Index(interactions.values[f"{kind}_id"].unique())
+    described = pd.Index(features.values[f"{kind}_id"])
+    bare, idle = used.difference(described), described.difference(used)
+    if len(bare) == len(used):
+        raise DataError(
+            f"no {kind} of the interactions (first: `{used[0]}`) is in {path}, column "
+            f"`{features.id_columns[kind]}` (first: `{described[0]}`); "
+            f"name the column of the same ids with --{kind}_id_col"
+        )
+    lines = []
+    if len(bare):
+        lacking = "text" if kind == "item" else "features"
+        lines.append(
+            _note(
+                f"{_count(len(bare), kind)} without a row in {path.name} "
+                f"(first: `{bare[0]}`): kept, without {lacking}"
+            )
+        )
+    if len(idle):
+        lines.append(_note(f"{_count(len(idle), kind)} of {path.name} without an interaction"))
+    return lines
+
+
+# --- writing
+
+
+def _target_folder(options: ImportOptions) -> Path:
+    """The data set's folder, checked before the long work."""
+    if not re.fullmatch(r"\w[\w.-]*", options.name):
+        raise SettingsError(
+            f"--name must be a folder's name of letters, digits, `_-.`; got {options.name!r}"
+        )
+    target = options.out / options.name
+    own = {f"{options.name}.{suffix}" for suffix in ("inter", "item", "user", "yaml")}
+    if not target.exists():
+        return target
+    if not options.overwrite:
+        raise SettingsError(f"{target} exists; choose another --name, or give --overwrite")
+    foreign = sorted({path.name for path in target.iterdir()} - own) if target.is_dir() else ["it"]
+    if foreign:
+        raise SettingsError(
+            f"--overwrite replaces {target} as a whole, and {foreign[0]} is no file of ours; "
+            "move it away or choose another --name"
+        )
+    return target
+
+
+def _write(
+    target: Path, tables: Mapping[str, AtomicTable], options: ImportOptions
+) -> tuple[str, ...]:
+    files = {f"{options.name}.{suffix}": table for suffix, table in tables.items()}
+    settings = f"{options.name}.yaml"
+    try:
+        with new_folder(target, overwrite=options.overwrite) as folder:
+            for name, table in files.items():
+                write_atomic_file(folder / name, table.values, table.types)
+            (folder / settings).write_text(_settings(tables, options), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{target} cannot be written: {error.strerror or error}") from error
+    return (*files, settings)
+
+
+def _settings(tables: Mapping[str, AtomicTable], options: ImportOptions) -> str:
+    """The data set's YAML: RecBole's own keys and the fields that hold text."""
+    types = tables["inter"].types
+    entries = [
+        ("USER_ID_FIELD", USER_FIELD, "who"),
+        ("ITEM_ID_FIELD", ITEM_FIELD, "what"),
+        *([("RATING_FIELD", RATING_FIELD, "how much")] if RATING_FIELD in types else []),
+        *(
+            [("TIME_FIELD", TIME_FIELD, "when: seconds since 1970, UTC")]
+            if TIME_FIELD in types
+            else []
+        ),
+    ]
+    lines = [
+        f"# {options.name}: made by `recbole-llm import`",
+        "load_col:  # what RecBole loads; texts are read apart from it",
+        f"  inter: {_yaml_list(types)}",
+        *(f"{key}: {value}  # {meaning}" for key, value, meaning in entries),
+    ]
+    further = [name for name in types if name not in (USER_FIELD, ITEM_FIELD, TIME_FIELD)]
+    if further:
+        choice = f"  # or {', '.join(further[1:])}" if further[1:] else ""
+        lines += [
+            "# uncomment to let an interaction count by more than being there:",
+            f"# interaction_weight_field: {further[0]}{choice}",
+        ]
+    for kind in ("item", "user"):
+        if kind in tables:
+            lines += _text_settings(kind, tables[kind])
+    return "\n".join(lines) + "\n"
+
+
+def _text_settings(kind: str, table: AtomicTable) -> list[str]:
+    fields = _text_fields(table)
+    if not fields:
+        return []
+    if kind == "user":
+        hint = "uncomment to let what is known about a user count"
+        return [f"# user_text_fields: {_yaml_list(fields)}  # {hint}"]
+    return [f"item_text_fields: {_yaml_list(fields)}  # what the encoders read, in this order"]
+
+
+def _text_fields(table: AtomicTable) -> tuple[str, ...]:
+    """The fields that the models take for text, categories in words among them."""
+    id_field, *fields = table.types
+    return text_fields(
+        FeatureTable(
+            path=Path(),
+            id_field=id_field,
+            ids=tuple(table.values[id_field]),
+            columns={name: tuple(table.values[name]) for name in fields},
+            types={name: table.types[name] for name in fields},
+        )
+    )
+
+
+def _yaml_list(names: Iterable[str]) -> str:
+    """``[user_id, item_id]``; a field called ``no`` or ``2020`` gets its quotes."""
+    flow = yaml.safe_dump(list(names), default_flow_style=True, width=10**6, allow_unicode=True)
+    return flow.strip()
+
+
+def _next_command(options: ImportOptions) -> str:
+    data_path = shlex.quote(f"{options.out}/")
+    return f"run_recbole --model=HybridFusion --dataset={options.name} --data_path={data_path}"
+
+
+# --- words of the report
+
+
+def _read_line(table: Table, columns: str) -> str:
+    return f"{'read':7}{table.path}: {_count(len(table.frame), 'row')} ({columns})"
+
+
+def _note(text: str) -> str:
+    return f"{'note':7}{text}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _renamed(column: str, name: str) -> str:
+    return f"`{name}`" if column == name else f"`{column}` as `{name}`"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,130 @@
+"""What a model can be set to: one frozen object, put together of sections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from recbole_llm.errors import SettingsError, did_you_mean
+from recbole_llm.fusion import FUSIONS
+from recbole_llm.settings import (
+    FusionSettings,
+    HistorySettings,
+    Key,
+    SearchSettings,
+    TextSettings,
+    Words,
+    read_section,
+    section_keys,
+    setting,
+)
+from recbole_llm.signals import SIGNALS, Signal
+
+
+@dataclass(frozen=True)
+class ChoiceSettings:
+    """Which signals a hybrid is made of."""
+
+    signals: Words = setting(
+        ("als", "lightfm", "item_item", "text_intent", "popularity"),
+        "Signals that are fused.",
+    )
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """All that a model can be set to.
+
+    Attributes:
+        signals: name -> signal as the user set it.
+        fixed: name -> the fields that the user gave, which a search leaves alone.
+        text, history, search, fusion: the sections.
+    """
+
+    signals: Mapping[str, Signal]
+    fixed: Mapping[str, frozenset[str]]
+    text: TextSettings
+    history: HistorySettings
+    search: SearchSettings
+    fusion: FusionSettings
+
+    @property
+    def uses_text(self) -> bool:
+        """Whether any signal reads texts."""
+        return any(signal.uses_text for signal in self.signals.values())
+
+    @property
+    def uses_embeddings(self) -> bool:
+        """Whether any signal reads encoded texts."""
+        return any(signal.uses_embeddings for signal in self.signals.values())
+
+
+def model_keys(signal_names: Sequence[str] | None) -> list[Key]:
+    """The flat keys of a model.
+
+    Args:
+        signal_names: the signals that it is made of; None where the user chooses them.
+
+    Returns:
+        Its keys, in the order of the README's table.
+    """
+    chosen = list(SIGNALS) if signal_names is None else signal_names
+    signals = [SIGNALS[name] for name in chosen]
+    keys = list(section_keys("choice", ChoiceSettings)) if signal_names is None else []
+    if any(signal.uses_text for signal in signals):
+        keys += section_keys("text", TextSettings)
+    keys += section_keys("history", HistorySettings)
+    keys += section_keys("search", SearchSettings)
+    if signal_names is None or any(signal.uses_embeddings for signal in signals):
+        keys += section_keys("fusion", FusionSettings)
+    for name in chosen:
+        keys += section_keys(name, SIGNALS[name], prefix=f"{name}_")
+    return keys
+
+
+def read_model_settings(
+    signal_names: Sequence[str] | None, given: Mapping[str, Any]
+) -> ModelSettings:
+    """Build a model's settings from flat keys; keys that are not its own are ignored.
+
+    Args:
+        signal_names: the signals that it is made of; None where the user chooses them.
+        given: flat keys and raw values.
+
+    Raises:
+        SettingsError: a value is not allowed, or a signal or fusion rule is unknown.
+    """
+    if signal_names is None:
+        signal_names = read_section(ChoiceSettings, given).signals
+        if not signal_names:
+            raise SettingsError(f"`signals` names no signal; it knows {', '.join(SIGNALS)}")
+    for name in signal_names:
+        if name not in SIGNALS:
+            raise SettingsError(
+                f"`signals` names an unknown signal `{name}`; it knows {', '.join(SIGNALS)}"
+                + did_you_mean(name, SIGNALS)
+            )
+    fusion = read_section(FusionSettings, given)
+    if fusion.fusion not in FUSIONS:
+        raise SettingsError(
+            f"`fusion` must be one of {', '.join(FUSIONS)}, got {fusion.fusion!r}"
+            + did_you_mean(fusion.fusion, FUSIONS)
+        )
+    return ModelSettings(
+        signals={
+            name: read_section(SIGNALS[name], given, prefix=f"{name}_") for name in signal_names
+        },
+        fixed={
+            name: frozenset(
+                key.field
+                for key in section_keys(name, SIGNALS[name], prefix=f"{name}_")
+                if key.name in given
+            )
+            for name in signal_names
+        },
+        text=read_section(TextSettings, given),
+        history=read_section(HistorySettings, given),
+        search=read_section(SearchSettings, given),
+        fusion=fusion,
+    )

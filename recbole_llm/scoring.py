@@ -1,0 +1,79 @@
+"""Scoring on a device: fused tables in, a fresh batch of scores out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from recbole_llm.factors import Factors
+
+
+class Scorer:
+    """The sum of blocks of :class:`Factors`, as batched matrix products on a device.
+
+    Dense tables live on the device. Sparse user rows stay on the CPU: there SciPy multiplies
+    them; on another device a batch of them is made dense and multiplied there, since not every
+    device has sparse products (and none a faster one for whole rows).
+    """
+
+    def __init__(self, blocks: Sequence[Factors], device: torch.device | str) -> None:
+        self.device = torch.device(device)
+        self.n_items = blocks[0].n_items
+        self._blocks = [_Block(block, self.device) for block in blocks]
+
+    def scores(self, users: torch.Tensor) -> torch.Tensor:
+        """Scores of some users for all items: a new float32 tensor (len(users), n_items)."""
+        first, *others = self._blocks
+        total = first.scores(users)
+        for block in others:
+            total += block.scores(users)
+        return total
+
+    def pairs(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """Scores of user-item pairs, a new float32 tensor (len(users),)."""
+        first, *others = self._blocks
+        total = first.pairs(users, items)
+        for block in others:
+            total += block.pairs(users, items)
+        return total
+
+
+class _Block:
+    def __init__(self, block: Factors, device: torch.device) -> None:
+        self.device = device
+        self.offset = torch.from_numpy(block.offset).to(device)
+        self.known = torch.from_numpy(block.known.astype(np.float32)).to(device)
+        self.sparse_users = block.users if block.is_sparse else None
+        self.users = None if block.is_sparse else torch.from_numpy(block.users).to(device)
+        self.items = block.items
+        on_device = not block.is_sparse or (device.type != "cpu" and not sp.issparse(block.items))
+        if on_device:
+            self.items = torch.from_numpy(np.asarray(block.items)).to(device)
+
+    def scores(self, users: torch.Tensor) -> torch.Tensor:
+        if self.users is not None:
+            products = self.users[users] @ self.items.T
+        elif isinstance(self.items, torch.Tensor):
+            rows = self.sparse_users[users.cpu().numpy()].toarray()
+            products = torch.from_numpy(rows).to(self.device) @ self.items.T
+        else:
+            product = self.sparse_users[users.cpu().numpy()] @ self.items.T
+            dense = product.toarray() if sp.issparse(product) else product
+            products = torch.from_numpy(np.asarray(dense, dtype=np.float32)).to(self.device)
+        return products.addcmul_(self.offset[users, None], self.known[None, :])
+
+    def pairs(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        if self.users is not None:
+            products = (self.users[users] * self.items[items]).sum(dim=1)
+        else:
+            rows = self.sparse_users[users.cpu().numpy()]
+            if isinstance(self.items, torch.Tensor):
+                others = self.items[items].cpu().numpy()
+            else:
+                others = self.items[items.cpu().numpy()]
+            product = np.asarray(rows.multiply(others).sum(axis=1), dtype=np.float32).ravel()
+            products = torch.from_numpy(product).to(self.device)
+        return products + self.offset[users] * self.known[items]

@@ -1,0 +1,37 @@
+"""Signals: sources of knowledge, each a frozen settings object that fits ``Factors``.
+
+Adding a signal is one new file and one line in :data:`SIGNALS`; its fields become settings
+(``<name>_<field>``), and a field with a ``search`` range is searched for the hybrid.
+"""
+
+from __future__ import annotations
+
+from recbole_llm.signals.als import ALSSignal
+from recbole_llm.signals.base import Signal, SkippedSignal
+from recbole_llm.signals.item_item import ItemItemSignal
+from recbole_llm.signals.lightfm import LightFMSignal
+from recbole_llm.signals.popularity import PopularitySignal
+from recbole_llm.signals.text_intent import TextIntentSignal
+
+__all__ = ["SIGNALS", "Signal", "SkippedSignal", "register"]
+
+SIGNALS: dict[str, type[Signal]] = {
+    "als": ALSSignal,
+    "lightfm": LightFMSignal,
+    "item_item": ItemItemSignal,
+    "text_intent": TextIntentSignal,
+    "popularity": PopularitySignal,
+}
+
+
+def register(name: str, signal: type[Signal]) -> None:
+    """Add a signal, so that ``signals: [..., name]`` and ``<name>_<field>`` settings work.
+
+    Raises:
+        ValueError: the name is taken, or the class cannot fit.
+    """
+    if name in SIGNALS:
+        raise ValueError(f"signal `{name}` is {SIGNALS[name]} already, refused {signal}")
+    if not callable(getattr(signal, "fit", None)) or not callable(getattr(signal, "variants", None)):
+        raise ValueError(f"signal `{name}`: {signal} lacks `fit` or `variants`")
+    SIGNALS[name] = signal

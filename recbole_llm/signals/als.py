@@ -1,0 +1,71 @@
+"""ALS: implicit-feedback matrix factorisation, from the `implicit` library.
+
+Source: Hu, Koren, Volinsky, "Collaborative Filtering for Implicit Feedback Datasets", 2008.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from threadpoolctl import threadpool_limits
+
+from recbole_llm.errors import FitError
+from recbole_llm.factors import Factors
+from recbole_llm.settings import RunOptions, Search, setting
+from recbole_llm.signals.base import SingleSignal
+from recbole_llm.training_data import TrainingData
+
+
+@dataclass(frozen=True)
+class ALSSignal(SingleSignal):
+    """Matrix factorisation of weighted interactions; knows nothing of cold items and users."""
+
+    factors: int = setting(
+        64, "Width of the ALS tables.", at_least=1, search=Search(32, 256, log=True)
+    )
+    regularization: float = setting(
+        20.0, "L2 penalty of ALS.", at_least=0.0, search=Search(0.1, 100.0, log=True)
+    )
+    alpha: float = setting(
+        2.0,
+        "Confidence of an interaction of mean weight; a missing one has 1.",
+        above=0.0,
+        search=Search(0.5, 50.0, log=True),
+    )
+    iterations: int = setting(15, "Alternating sweeps of ALS.", at_least=1)
+
+    # Dense films want a strong penalty, sparse shops a high confidence; the penalty and the
+    # confidence trade off along the line between them.
+    starts: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"factors": 64, "regularization": 20.0, "alpha": 2.0},
+        {"factors": 128, "regularization": 1.0, "alpha": 20.0},
+        {"factors": 128, "regularization": 20.0, "alpha": 2.0},
+        {"factors": 192, "regularization": 27.0, "alpha": 28.0},
+        {"factors": 128, "regularization": 27.0, "alpha": 3.75},
+        {"factors": 64, "regularization": 5.0, "alpha": 5.0},
+    )
+
+    def fit(self, data: TrainingData, run: RunOptions) -> Factors:
+        """Factorise the interactions; items without one are unknown."""
+        from implicit.als import AlternatingLeastSquares
+
+        model = AlternatingLeastSquares(
+            factors=self.factors,
+            regularization=self.regularization,
+            alpha=self.alpha,
+            iterations=self.iterations,
+            random_state=run.seed,
+            num_threads=run.n_threads or 0,
+            use_gpu=False,
+        )
+        # implicit runs its own threads over the rows; a threaded BLAS below them only gets in
+        # the way, and makes the sums depend on the number of cores.
+        with threadpool_limits(1, user_api="blas"):
+            model.fit(data.confidence, show_progress=False)
+        users, items = model.user_factors, model.item_factors
+        if not (abs(users).max() < float("inf") and abs(items).max() < float("inf")):
+            raise FitError(f"ALS gave no finite tables with {self}; raise `als_regularization`")
+        users[0] = 0
+        return Factors.of(users, items, data.warm_items)

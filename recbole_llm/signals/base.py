@@ -1,0 +1,63 @@
+"""What a signal is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from recbole_llm.factors import Factors
+from recbole_llm.settings import RunOptions
+from recbole_llm.training_data import TrainingData
+
+SomeSignal = TypeVar("SomeSignal", bound="Signal")
+
+
+class SkippedSignal(Exception):
+    """A signal has nothing to say on these data; its message says why, and the work goes on."""
+
+
+class Signal(Protocol):
+    """A frozen dataclass of settings that learns :class:`~recbole_llm.factors.Factors`.
+
+    Attributes:
+        starts: settings known to be good on some kind of data; a search tries them first.
+        uses_text: whether it reads the items' texts.
+        uses_embeddings: whether it reads them encoded.
+    """
+
+    uses_text: ClassVar[bool]
+    uses_embeddings: ClassVar[bool]
+    starts: ClassVar[Sequence[Mapping[str, Any]]]
+
+    def fit(self, data: TrainingData, run: RunOptions) -> Factors:
+        """Learn the tables from the training part.
+
+        Must be repeatable for one ``run.seed``, leave ``data`` as it is, and give finite tables
+        whose row 0 is zero.
+
+        Raises:
+            SkippedSignal: the data lack what the signal needs.
+        """
+        ...
+
+    def variants(self: SomeSignal, name: str, encoders: Sequence[str]) -> dict[str, SomeSignal]:
+        """The signals that these settings stand for: label -> signal (one per encoder, say)."""
+        ...
+
+
+class SingleSignal:
+    """A help for signals that stand for themselves alone and are not searched."""
+
+    uses_text: ClassVar[bool] = False
+    uses_embeddings: ClassVar[bool] = False
+    starts: ClassVar[Sequence[Mapping[str, Any]]] = ()
+
+    def variants(self: SomeSignal, name: str, encoders: Sequence[str]) -> dict[str, SomeSignal]:
+        """Itself, under its own name."""
+        return {name: self}
+
+
+def with_settings(signal: SomeSignal, values: Mapping[str, Any]) -> SomeSignal:
+    """A copy of a signal with some fields changed."""
+    return dataclasses.replace(signal, **values)  # type: ignore[type-var]  # a dataclass, by contract

@@ -1,0 +1,94 @@
+"""Item-item: a ridge regression of every item on all others.
+
+Source: Steck, "Embarrassingly Shallow Autoencoders for Sparse Data" (EASE), 2019.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.linalg import lapack
+from sklearn.utils.extmath import randomized_svd
+
+from recbole_llm.errors import FitError
+from recbole_llm.factors import Factors, Table, batches
+from recbole_llm.settings import RunOptions, setting
+from recbole_llm.signals.base import SingleSignal, SkippedSignal
+from recbole_llm.training_data import TrainingData
+
+
+@dataclass(frozen=True)
+class ItemItemSignal(SingleSignal):
+    """EASE: user rows are the sparse history, item rows the columns of the item-item matrix."""
+
+    regularization: float = setting(250.0, "L2 penalty of the item-item ridge.", above=0.0)
+    rank: int = setting(
+        0, "Width of the item-item tables by truncated SVD; 0: the full matrix.", at_least=0
+    )
+    memory_gb: float = setting(
+        4.0, "Largest item-item matrix; past it the signal is left out.", above=0.0
+    )
+
+    def fit(self, data: TrainingData, run: RunOptions) -> Factors:
+        """Invert the items' Gram matrix.
+
+        Raises:
+            SkippedSignal: the matrix would pass ``memory_gb``.
+        """
+        needed = 4 * data.n_items**2 / 2**30
+        if needed > self.memory_gb:
+            raise SkippedSignal(
+                f"its matrix would take {needed:.1f} GB, more than `item_item_memory_gb`: "
+                f"{self.memory_gb:g}"
+            )
+        similarity = ridge_item_item(data.binary, regularization=self.regularization)
+        if not 0 < self.rank < data.n_items - 1:
+            return Factors.of(data.binary, similarity.T, data.warm_items)
+        left, strength, right = randomized_svd(similarity, self.rank, random_state=run.seed)
+        users = (data.binary @ (left * strength)).astype(np.float32)
+        return Factors.of(users, np.ascontiguousarray(right.T, np.float32), data.warm_items)
+
+
+def ridge_item_item(interactions: sp.csr_matrix, *, regularization: float) -> Table:
+    """EASE's matrix B, float32 (n_items, n_items): ``scores = interactions @ B``.
+
+    ``P = (XᵀX + λI)⁻¹``, ``B_ij = −P_ij / P_jj``, diagonal 0. One array in all: the Gram matrix
+    is built, inverted by Cholesky and scaled in place, in float32.
+
+    Raises:
+        FitError: the penalty is too small for float32.
+    """
+    n_items = interactions.shape[1]
+    gram = np.zeros((n_items, n_items), dtype=np.float32)
+    transposed = interactions.T.tocsr()
+    # A dense row block at a time: the sparse product of a busy shop is larger than the array.
+    for rows in batches(n_items, row_bytes=12 * n_items, memory_bytes=1 << 28):
+        gram[rows] = (transposed[rows] @ interactions).toarray()
+    gram[np.diag_indices(n_items)] += np.float32(regularization)
+    # The transposed view is in LAPACK's column order, so that it is overwritten, not copied; its
+    # lower triangle is the array's upper one.
+    factor, failed = lapack.spotrf(gram.T, lower=1, clean=0, overwrite_a=1)
+    inverse, failed_too = lapack.spotri(factor, lower=1, overwrite_c=1)
+    if failed or failed_too:
+        raise FitError(
+            "the item-item matrix cannot be inverted; raise `item_item_regularization`, "
+            f"which is {regularization:g}"
+        )
+    assert np.shares_memory(inverse, gram)
+    _mirror(gram)
+    scale = -1.0 / gram.diagonal()
+    gram *= scale
+    np.fill_diagonal(gram, 0.0)
+    return gram
+
+
+def _mirror(matrix: Table, block: int = 2048) -> None:
+    """Copy the upper triangle onto the lower one, in blocks that stay in the cache."""
+    size = len(matrix)
+    for start in range(0, size, block):
+        stop = min(start + block, size)
+        square = matrix[start:stop, start:stop]
+        square[:] = np.triu(square) + np.triu(square, 1).T
+        matrix[stop:, start:stop] = matrix[start:stop, stop:].T

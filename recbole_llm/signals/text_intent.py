@@ -1,0 +1,63 @@
+"""Text intent: items by what their text says, users by the texts of their history."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import scipy.sparse as sp
+
+from recbole_llm.factors import Factors, Mask, Rows
+from recbole_llm.intent import history_weights, user_intent
+from recbole_llm.settings import RunOptions, setting
+from recbole_llm.signals.base import SingleSignal, SkippedSignal
+from recbole_llm.training_data import TrainingData
+
+
+@dataclass(frozen=True)
+class TextIntentSignal(SingleSignal):
+    """The cosine of an item's text and a user's intent, by one encoder."""
+
+    history_decay: float = setting(
+        0.95,
+        "What an item of the history counts beside the next later one, where there is an order.",
+        above=0.0,
+        at_most=1.0,
+    )
+    user_text_weight: float = setting(
+        0.3, "What a user's own text counts beside her history.", at_least=0.0
+    )
+    encoder: str = ""
+
+    uses_text: ClassVar[bool] = True
+    uses_embeddings: ClassVar[bool] = True
+
+    def variants(self, name: str, encoders: Sequence[str]) -> dict[str, TextIntentSignal]:
+        """One signal per encoder, ``name:encoder``."""
+        return {
+            f"{name}:{encoder}": dataclasses.replace(self, encoder=encoder) for encoder in encoders
+        }
+
+    def fit(self, data: TrainingData, run: RunOptions) -> Factors:
+        """Sum the history's texts; nothing is trained."""
+        rows = data.item_embeddings.get(self.encoder)
+        if rows is None or not has_text(rows).any():
+            raise SkippedSignal("no item has a text")
+        history = history_weights(data.interactions, data.age, decay=self.history_decay)
+        users = user_intent(
+            history,
+            rows,
+            user_embeddings=data.user_embeddings.get(self.encoder),
+            user_text_weight=self.user_text_weight,
+        )
+        return Factors.of(users, rows.copy(), has_text(rows))
+
+
+def has_text(rows: Rows) -> Mask:
+    """Which rows of an embedding table stand for a text, bool (n_items,)."""
+    if sp.issparse(rows):
+        return np.diff(rows.indptr) > 0
+    return np.asarray(rows.any(axis=1))

@@ -1,0 +1,1 @@
+"""Contracts of encoders, signals and models, for the entries of others too."""

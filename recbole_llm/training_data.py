@@ -1,0 +1,133 @@
+"""TrainingData: the plain arrays that signals see, free of the host's types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from recbole_llm.factors import Mask, Rows
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """The training part of a data set.
+
+    Attributes:
+        interactions: CSR float32 (n_users, n_items), the summed weights (> 0) of a user's
+            interactions with an item; row and column 0 are RecBole's padding and empty.
+        age: int32, aligned with ``interactions.data``: 0 for a user's last item, 1 for the one
+            before, …; items of one moment share an age. None where the data have no order.
+        item_texts: n_items texts, "" where an item has none.
+        item_categories: field -> n_items values of a categorical field, "" where missing.
+        item_embeddings: encoder's name -> unit rows (n_items, d), zero where there is no text.
+        user_embeddings: encoder's name -> unit rows (n_users, d) of the users' own text.
+    """
+
+    interactions: sp.csr_matrix
+    age: NDArray[np.int32] | None = None
+    item_texts: tuple[str, ...] = ()
+    item_categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    item_embeddings: Mapping[str, Rows] = field(default_factory=dict)
+    user_embeddings: Mapping[str, Rows] = field(default_factory=dict)
+
+    @property
+    def n_users(self) -> int:
+        """Number of user rows, padding included."""
+        return int(self.interactions.shape[0])
+
+    @property
+    def n_items(self) -> int:
+        """Number of item rows, padding included."""
+        return int(self.interactions.shape[1])
+
+    @cached_property
+    def binary(self) -> sp.csr_matrix:
+        """The interactions with every weight 1."""
+        ones = np.ones_like(self.interactions.data)
+        return sp.csr_matrix(
+            (ones, self.interactions.indices, self.interactions.indptr),
+            shape=self.interactions.shape,
+        )
+
+    @cached_property
+    def confidence(self) -> sp.csr_matrix:
+        """The interactions with weights of mean 1, so that settings mean the same on all data."""
+        scaled = self.interactions.copy()
+        if scaled.nnz:
+            scaled.data = scaled.data / scaled.data.mean(dtype=np.float64).astype(np.float32)
+        return scaled
+
+    @cached_property
+    def item_counts(self) -> NDArray[np.int64]:
+        """Number of users who interacted with each item, int64 (n_items,)."""
+        return np.bincount(self.interactions.indices, minlength=self.n_items).astype(np.int64)
+
+    @property
+    def warm_items(self) -> Mask:
+        """Items with a training interaction, bool (n_items,)."""
+        return self.item_counts > 0
+
+
+def interaction_matrix(
+    users: NDArray[np.int64],
+    items: NDArray[np.int64],
+    weights: NDArray[np.float32],
+    shape: tuple[int, int],
+    times: NDArray[np.float64] | None = None,
+) -> tuple[sp.csr_matrix, NDArray[np.int32] | None]:
+    """Events as a weighted matrix, and how long ago each of its entries last happened.
+
+    Args:
+        users: user row of each event.
+        items: item row of each event.
+        weights: what each event counts, >= 0; events of weight 0 are left out.
+        shape: (n_users, n_items).
+        times: when each event happened, any unit; None where unknown.
+
+    Returns:
+        The summed weights as CSR float32 with sorted indices, and the entries' ages as in
+        :class:`TrainingData`, None without times.
+    """
+    kept = weights > 0
+    users, items, weights = users[kept], items[kept], weights[kept]
+    matrix = sp.csr_matrix((weights.astype(np.float32), (users, items)), shape=shape)
+    matrix.sum_duplicates()
+    if times is None:
+        return matrix, None
+    rows = np.repeat(np.arange(shape[0]), np.diff(matrix.indptr))
+    latest = _latest(users, items, times[kept], matrix, rows)
+    return matrix, _age(rows, latest)
+
+
+def _latest(
+    users: NDArray[np.int64],
+    items: NDArray[np.int64],
+    times: NDArray[np.float64],
+    matrix: sp.csr_matrix,
+    rows: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """The latest time of each stored entry of the matrix."""
+    n_items = matrix.shape[1]
+    entry_keys = rows * n_items + matrix.indices
+    place = np.searchsorted(entry_keys, users * n_items + items)
+    latest = np.full(matrix.nnz, -np.inf)
+    np.maximum.at(latest, place, times)
+    return latest
+
+
+def _age(rows: NDArray[np.int64], latest: NDArray[np.float64]) -> NDArray[np.int32]:
+    """For each entry the number of distinct later moments in its row."""
+    order = np.lexsort((-latest, rows))
+    row, time = rows[order], latest[order]
+    new_row = np.r_[True, row[1:] != row[:-1]][: len(row)]
+    new_moment = new_row | np.r_[True, time[1:] != time[:-1]][: len(row)]
+    moment = np.cumsum(new_moment) - 1
+    first = np.maximum.accumulate(np.where(new_row, moment, 0))
+    age = np.empty(len(row), dtype=np.int32)
+    age[order] = moment - first
+    return age

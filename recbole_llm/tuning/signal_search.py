@@ -1,0 +1,94 @@
+"""Search of a signal's own settings on the validation split."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from recbole_llm.evaluation import Metric, Validation, evaluate
+from recbole_llm.factors import Factors, standardise
+from recbole_llm.settings import RunOptions, Search
+from recbole_llm.signals.base import Signal, with_settings
+from recbole_llm.training_data import TrainingData
+from recbole_llm.tuning.trials import maximise
+
+# A search compares settings with each other: some thousand users tell them apart.
+_SEARCH_USERS = 4000
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best of the settings tried: the signal, its standardised tables, and its metric."""
+
+    signal: Signal
+    factors: Factors
+    value: float
+    n_trials: int
+
+
+def search_space(signal: Signal, fixed: Collection[str]) -> dict[str, tuple[type, Search]]:
+    """The fields of a signal that may be searched, without those that the user fixed."""
+    hints = typing.get_type_hints(type(signal))
+    return {
+        field.name: (hints[field.name], field.metadata["search"])
+        for field in dataclasses.fields(signal)  # type: ignore[arg-type]  # a dataclass, by contract
+        if field.metadata.get("search") and field.name not in fixed
+    }
+
+
+def search_signal(
+    label: str,
+    signal: Signal,
+    data: TrainingData,
+    validation: Validation,
+    metric: Metric,
+    run: RunOptions,
+    *,
+    n_trials: int,
+    fixed: Collection[str],
+) -> Found:
+    """Fit a signal with several settings and keep the one that validates best.
+
+    Args:
+        label: what the bar calls it.
+        signal: the signal as the user set it.
+        data: what it learns from.
+        validation: what it is judged by; a sample of its users is used.
+        metric: the objective.
+        run: device, seed, progress.
+        n_trials: settings to try.
+        fixed: fields that the user has set, which are left alone.
+
+    Returns:
+        The best.
+    """
+    space = search_space(signal, fixed)
+    sample = validation.sample(_SEARCH_USERS, seed=run.seed)
+    best: Found | None = None
+    starts = [
+        {name: value for name, value in start.items() if name in space} for start in signal.starts
+    ]
+
+    def objective(values: dict[str, Any]) -> float:
+        nonlocal best
+        candidate = with_settings(signal, values)
+        factors = standardise(candidate.fit(data, run))
+        value = evaluate([factors], sample, metric, run.device)
+        if best is None or value > best.value:
+            best = Found(candidate, factors, value, n_trials)
+        return value
+
+    maximise(
+        objective,
+        space,
+        starts=starts,
+        n_trials=n_trials,
+        seed=run.seed,
+        title=f"Searching {label}",
+        progress=run.progress,
+    )
+    assert best is not None
+    return best
