@@ -1,0 +1,15 @@
+"""The models that RecBole finds by name; adding one is a file and a line in :data:`MODELS`."""
+
+from __future__ import annotations
+
+from recbole_llm.models.als import ALS
+from recbole_llm.models.hybrid_fusion import HybridFusion
+from recbole_llm.models.lightfm import LightFM
+from recbole_llm.models.tables_recommender import TablesRecommender
+from recbole_llm.models.text_intent import TextIntent
+
+__all__ = ["MODELS"]
+
+MODELS: dict[str, type[TablesRecommender]] = {
+    model.__name__: model for model in (ALS, LightFM, TextIntent, HybridFusion)
+}

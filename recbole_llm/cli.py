@@ -1,0 +1,114 @@
+"""The commands: ``run_recbole`` and ``recbole-llm``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from recbole_llm.errors import RecboleLLMError, SettingsError
+
+_FLAGS = ("model", "dataset", "config_files", "nproc", "ip", "port", "world_size", "group_offset")
+
+
+def run_recbole_command(arguments: Sequence[str] | None = None) -> int:
+    """``run_recbole --model=… --dataset=… [--key=value …]``."""
+    return _guarded(lambda: _run_recbole(sys.argv[1:] if arguments is None else arguments))
+
+
+def recbole_llm_command(arguments: Sequence[str] | None = None) -> int:
+    """``recbole-llm import …``."""
+    return _guarded(lambda: _recbole_llm(sys.argv[1:] if arguments is None else arguments))
+
+
+def _guarded(command: Callable[[], int]) -> int:
+    try:
+        return command()
+    except RecboleLLMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C; what was saved before is kept", file=sys.stderr)
+        return 130
+
+
+def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
+    """``--key=value`` arguments; RecBole's own flags may have a blank instead of the sign.
+
+    Raises:
+        SettingsError: an argument that RecBole would drop in silence.
+    """
+    values: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name, sign, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not name:
+            raise SettingsError(f"cannot read `{argument}`; settings look like --key=value")
+        if not sign:
+            if not rest or rest[0].startswith("--"):
+                raise SettingsError(f"`--{name}` has no value; write --{name}=value")
+            if name not in _FLAGS:
+                raise SettingsError(f"write --{name}={rest[0]}: with a blank it would be dropped")
+            value = rest.pop(0)
+        if values.get(name, value) != value:
+            raise SettingsError(f"`--{name}` is given twice: {values[name]} and {value}")
+        values[name] = value
+    return values
+
+
+def _run_recbole(arguments: Sequence[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print("run_recbole --model=NAME --dataset=NAME [--config_files='a.yaml b.yaml'] [--key=value …]")
+        return 0
+    values = parse_arguments(arguments)
+    model = values.pop("model", "BPR")
+    dataset = values.pop("dataset", "ml-100k")
+    files = values.pop("config_files", "").split()
+    parallel = {name: values.pop(name) for name in _FLAGS if name in values}
+    # RecBole takes seconds to import: a slip in the arguments is said before.
+    from recbole_llm.host.run import run
+
+    if int(parallel.get("nproc", 1)) > 1:
+        _run_in_parallel(model, dataset, files, values, parallel)
+        return 0
+    run(model, dataset, files, values, saved=values.pop("saved", "True").lower() == "true")
+    return 0
+
+
+def _run_in_parallel(
+    model: str, dataset: str, files: list[str], values: dict[str, str], flags: dict[str, str]
+) -> None:
+    import torch
+    from recbole.quick_start import run
+
+    from recbole_llm.models import MODELS
+
+    if model in MODELS:
+        raise SettingsError(f"`nproc`: {model} is not trained by gradients; it takes one process")
+    if not torch.cuda.is_available():
+        raise SettingsError("`nproc`: RecBole trains in parallel on CUDA only; leave it out")
+    numbers = {name: int(flags[name]) for name in flags if name not in ("ip", "port")}
+    run(
+        model,
+        dataset,
+        config_file_list=files,
+        config_dict=values,
+        ip=flags.get("ip", "localhost"),
+        port=flags.get("port", "5678"),
+        **numbers,
+    )
+
+
+def _recbole_llm(arguments: Sequence[str]) -> int:
+    from recbole_llm import importing
+
+    parser = argparse.ArgumentParser(prog="recbole-llm")
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("import", help="make atomic files of your own tables")
+    importing.add_arguments(command)
+    return importing.run(parser.parse_args(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(run_recbole_command())

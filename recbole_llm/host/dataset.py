@@ -1,0 +1,185 @@
+"""RecBole's Dataset with what its processing loses: raw weights and times, and the texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+from recbole.data.dataset import Dataset
+from recbole.utils import FeatureSource, FeatureType
+
+from recbole_llm.errors import DataError, SettingsError, did_you_mean
+from recbole_llm.host.config import prepare
+from recbole_llm.model_settings import ModelSettings
+from recbole_llm.settings import HistorySettings, read_section
+from recbole_llm.text import categorical_fields, compose, read_feature_table, text_fields
+from recbole_llm.training_data import TrainingData, interaction_matrix
+
+# Numbers the rows of the data set, so that a split finds its raw values again. A token field:
+# RecBole keeps those as int64, and float32 would lose count at 16.8 million.
+_ROW = "recbole_llm_row"
+# Scores of a batch of users in full ranking: 64 MB.
+_BATCH_SCORES = 1 << 24
+
+
+class TablesDataset(Dataset):
+    """The data set of our models.
+
+    Attributes:
+        raw_weights: float64 (n_rows,), what each interaction counts, from the file's own values.
+        raw_times: float64 (n_rows,), or None without a time field.
+    """
+
+    def __init__(self, config: Any) -> None:
+        prepare(config)
+        super().__init__(config)
+        if max(config["topk"]) >= self.item_num:
+            raise SettingsError(
+                f"`topk` is {max(config['topk'])}, but the data set has {self.item_num - 1} items"
+            )
+        if "eval_batch_size" not in config.external_config_dict:
+            # RecBole divides it by the number of items: its default ranks two users at a time.
+            users = max(1, _BATCH_SCORES // self.item_num)
+            config["eval_batch_size"] = users * self.item_num
+
+    def _load_data(self, token: str, dataset_path: str) -> None:
+        settings = read_section(HistorySettings, self.config.external_config_dict)
+        field = settings.interaction_weight_field
+        load = self.config["load_col"]
+        if field and load and "inter" in load and field not in load["inter"]:
+            load["inter"] = [*load["inter"], field]
+        super()._load_data(token, dataset_path)
+
+    def _fill_nan(self) -> None:
+        # Before RecBole fills NaN with the mean and scales every float to 0..1.
+        settings = read_section(HistorySettings, self.config.external_config_dict)
+        self.raw_weights = self._weights(settings)
+        times = self._checked(self.time_field) if self.time_field in self.inter_feat else None
+        self.raw_times = times
+        if self.config["RATING_FIELD"] in self.inter_feat:
+            self._checked(self.config["RATING_FIELD"])
+        self.inter_feat[_ROW] = np.arange(len(self.inter_feat))
+        self.field2type[_ROW] = FeatureType.TOKEN
+        self.field2source[_ROW] = FeatureSource.INTERACTION
+        self.field2seqlen[_ROW] = 1
+        super()._fill_nan()
+
+    def _checked(self, field: str) -> NDArray[np.float64]:
+        values = self.inter_feat[field].to_numpy(dtype=np.float64)
+        bad = ~np.isfinite(values)
+        if bad.any():
+            raise DataError(
+                f"{self.dataset_name}.inter: `{field}` is no number in {bad.sum():,} rows, the "
+                f"first is row {int(np.flatnonzero(bad)[0]) + 1}; mend or drop them"
+            )
+        return values
+
+    def _weights(self, settings: HistorySettings) -> NDArray[np.float64]:
+        field = settings.interaction_weight_field
+        if field is None:
+            if settings.behaviour_weights:
+                raise SettingsError("`behaviour_weights` needs `interaction_weight_field`")
+            return np.ones(len(self.inter_feat))
+        if field not in self.inter_feat:
+            fields = [name for name in self.inter_feat if name != _ROW]
+            raise SettingsError(
+                f"`interaction_weight_field`: {self.dataset_name}.inter has no field `{field}`; "
+                f"it has: {', '.join(fields)}" + did_you_mean(field, fields)
+            )
+        if settings.behaviour_weights is not None:
+            return self._behaviour_weights(field, settings)
+        if self.field2type[field] != FeatureType.FLOAT:
+            raise SettingsError(
+                f"`interaction_weight_field`: `{field}` holds words; say what each counts with "
+                "`behaviour_weights`"
+            )
+        values = self._checked(field)
+        if (values < 0).any():
+            raise DataError(
+                f"{self.dataset_name}.inter: `{field}` is negative in {(values < 0).sum():,} "
+                "rows; an interaction cannot count less than nothing"
+            )
+        return values
+
+    def _behaviour_weights(self, field: str, settings: HistorySettings) -> NDArray[np.float64]:
+        assert settings.behaviour_weights is not None
+        words = self.inter_feat[field]
+        if self.field2type[field] == FeatureType.TOKEN:
+            words = self.field2id_token[field][words.to_numpy()]
+        unknown = sorted({str(word) for word in words} - set(settings.behaviour_weights))
+        if unknown:
+            raise SettingsError(
+                f"`behaviour_weights` has no weight for: {', '.join(unknown[:5])}; "
+                f"field `{field}` holds them"
+            )
+        return np.array([settings.behaviour_weights[str(word)] for word in words])
+
+    def training_matrix(self) -> sp.csr_matrix:
+        """The interactions of this part, CSR float32 (n_users, n_items)."""
+        return self._matrix()[0]
+
+    def _matrix(self) -> tuple[sp.csr_matrix, NDArray[np.int32] | None]:
+        feat = self.inter_feat
+        rows = feat[_ROW].numpy()
+        return interaction_matrix(
+            feat[self.uid_field].numpy(),
+            feat[self.iid_field].numpy(),
+            self.raw_weights[rows].astype(np.float32),
+            (self.user_num, self.item_num),
+            None if self.raw_times is None else self.raw_times[rows],
+        )
+
+    def training_data(self, settings: ModelSettings) -> tuple[TrainingData, tuple[str, ...]]:
+        """This part as plain arrays, and the users' own texts (n_users, or none)."""
+        matrix, age = self._matrix()
+        texts: tuple[str, ...] = ()
+        categories: dict[str, tuple[str, ...]] = {}
+        user_texts: tuple[str, ...] = ()
+        if settings.uses_text:
+            texts, categories = self._item_texts(settings)
+            user_texts = self._user_texts(settings)
+        return TrainingData(matrix, age, texts, categories), user_texts
+
+    def _feature_file(self, suffix: str, field: str) -> Any:
+        path = Path(self.dataset_path) / f"{self.dataset_name}.{suffix}"
+        if not path.is_file():
+            return None
+        return read_feature_table(
+            path,
+            id_field=field,
+            field_separator=self.config["field_separator"],
+            encoding=self.config["encoding"] or "utf-8",
+        )
+
+    def _item_texts(
+        self, settings: ModelSettings
+    ) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+        table = self._feature_file("item", self.iid_field)
+        if table is None:
+            self.logger.warning(
+                f"no file {self.dataset_name}.item in {self.dataset_path}: no item has a text"
+            )
+            return (), {}
+        fields = settings.text.item_text_fields
+        chosen = text_fields(table) if fields is None else fields
+        ids = self.field2id_token[self.iid_field]
+        self.logger.info(f"item text fields: {', '.join(chosen) or 'none is text-like'}")
+        categories = {
+            field: tuple(compose(table, [field], ids)) for field in categorical_fields(table)
+        }
+        return tuple(compose(table, chosen, ids)), categories
+
+    def _user_texts(self, settings: ModelSettings) -> tuple[str, ...]:
+        fields = settings.text.user_text_fields
+        if not fields:
+            return ()
+        table = self._feature_file("user", self.uid_field)
+        if table is None:
+            raise SettingsError(
+                f"`user_text_fields` is set, but there is no file {self.dataset_name}.user"
+            )
+        ids = self.field2id_token[self.uid_field]
+        return tuple(compose(table, fields, ids, setting="user_text_fields"))

@@ -1,0 +1,85 @@
+"""What our models share: they score by tables, and are fitted by one pipeline."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from recbole.model.abstract_recommender import GeneralRecommender
+from recbole.utils import InputType, ModelType
+
+from recbole_llm.evaluation import Metric, Validation
+from recbole_llm.factors import Factors
+from recbole_llm.fitting import FitReport, fit_model
+from recbole_llm.host.config import given_settings
+from recbole_llm.host.dataset import TablesDataset
+from recbole_llm.model_settings import read_model_settings
+from recbole_llm.scoring import Scorer
+from recbole_llm.settings import RunOptions
+
+
+class TablesRecommender(GeneralRecommender):
+    """A model of RecBole whose scores are products of tables.
+
+    Attributes:
+        signal_names: the signals that it is made of; None where the user chooses them.
+        blocks: the fused tables, empty before :meth:`fit`.
+        report: what happened while it was fitted.
+    """
+
+    type = ModelType.TRADITIONAL
+    input_type = InputType.POINTWISE
+    signal_names: ClassVar[tuple[str, ...] | None]
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.settings = read_model_settings(self.signal_names, given_settings(config))
+        self.run = RunOptions(
+            device=str(self.device), seed=config["seed"], progress=bool(config["show_progress"])
+        )
+        self.metric = Metric.parse(config["valid_metric"])
+        self.blocks: tuple[Factors, ...] = ()
+        self.report = FitReport()
+        self._scorer: Scorer | None = None
+        # RecBole builds an optimizer, which needs a parameter.
+        self.no_gradient = torch.nn.Parameter(torch.zeros(1))
+        self.other_parameter_name = ["blocks", "report"]
+
+    def fit(self, train: TablesDataset, valid: TablesDataset | None) -> None:
+        """Fit the tables on the training part; settings and weights on the validation part."""
+        data, user_texts = train.training_data(self.settings)
+        validation = valid and Validation.of(data.binary, valid.training_matrix())
+        self.blocks, self.report = fit_model(
+            data, validation or None, self.settings, self.metric, self.run, user_texts=user_texts
+        )
+        self._scorer = None
+
+    def load_other_parameter(self, para: dict[str, Any] | None) -> None:
+        """Take the tables from a checkpoint."""
+        super().load_other_parameter(para)
+        self._scorer = None
+
+    @property
+    def scorer(self) -> Scorer:
+        """The tables on the device."""
+        if self._scorer is None:
+            self._scorer = Scorer(self.blocks, self.device)
+        return self._scorer
+
+    def calculate_loss(self, interaction: Any) -> torch.Tensor:
+        """Zero: nothing is learned by gradients."""
+        return self.no_gradient.sum() * 0.0
+
+    def predict(self, interaction: Any) -> torch.Tensor:
+        """Scores of user-item pairs; zeros before fitting, since RecBole counts FLOPs then."""
+        users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]
+        if not self.blocks:
+            return torch.zeros(len(users), device=self.device)
+        return self.scorer.pairs(users, items)
+
+    def full_sort_predict(self, interaction: Any) -> torch.Tensor:
+        """Scores of users for all items, flat; RecBole writes into the tensor, so it is new."""
+        return self.scorer.scores(interaction[self.USER_ID]).view(-1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_scorer": None}
