@@ -59,7 +59,9 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
 
 def _run_recbole(arguments: Sequence[str]) -> int:
     if {"-h", "--help"} & set(arguments):
-        print("run_recbole --model=NAME --dataset=NAME [--config_files='a.yaml b.yaml'] [--key=value …]")
+        print(
+            "run_recbole --model=NAME --dataset=NAME [--config_files='a.yaml b.yaml'] [--key=value]"
+        )
         return 0
     values = parse_arguments(arguments)
     model = values.pop("model", "BPR")

@@ -79,8 +79,9 @@ class Factors:
     def products(self, users: Index | slice) -> Table:
         """The inner products alone, without the offset, float32 (rows, n_items)."""
         product = self.users[users] @ self.items.T
-        dense = product.toarray() if sp.issparse(product) else product
-        return np.asarray(dense, dtype=np.float32)
+        if not isinstance(product, np.ndarray):
+            product = product.toarray()
+        return np.asarray(product, dtype=np.float32)
 
 
 def batches(n_rows: int, *, row_bytes: int, memory_bytes: int) -> Iterator[slice]:
@@ -108,9 +109,7 @@ def score_moments(
     covariance = centred.T @ centred / len(centred)
     mean = factors.users @ mean_item
     variance = np.empty(factors.n_users)
-    for rows in batches(
-        factors.n_users, row_bytes=16 * len(mean_item), memory_bytes=memory_bytes
-    ):
+    for rows in batches(factors.n_users, row_bytes=16 * len(mean_item), memory_bytes=memory_bytes):
         part = factors.users[rows].astype(np.float64)
         variance[rows] = np.einsum("ud,ud->u", part @ covariance, part)
     return mean + factors.offset, np.maximum(variance, 0.0)
@@ -122,9 +121,7 @@ def _moments_by_batches(
     mean = np.empty(factors.n_users)
     variance = np.empty(factors.n_users)
     n_known = int(factors.known.sum())
-    for rows in batches(
-        factors.n_users, row_bytes=8 * factors.n_items, memory_bytes=memory_bytes
-    ):
+    for rows in batches(factors.n_users, row_bytes=8 * factors.n_items, memory_bytes=memory_bytes):
         # Unknown items' rows are zero, so that sums over all items are sums over the known.
         scores = factors.products(rows)
         mean[rows] = scores.sum(axis=1, dtype=np.float64) / n_known

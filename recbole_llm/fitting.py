@@ -18,7 +18,7 @@ from recbole_llm.embedding_cache import EmbeddingCache, default_folder, encode_c
 from recbole_llm.encoders import EncoderOptions, build
 from recbole_llm.errors import DataError
 from recbole_llm.evaluation import Metric, Validation, evaluate
-from recbole_llm.factors import Factors, standardise
+from recbole_llm.factors import Factors, Rows, standardise
 from recbole_llm.fusion import FUSIONS
 from recbole_llm.model_settings import ModelSettings
 from recbole_llm.settings import RunOptions, TextSettings
@@ -110,7 +110,8 @@ def _with_embeddings(
 ) -> TrainingData:
     cache = _open_cache(settings.embedding_cache)
     options = EncoderOptions(run.device, settings.encoder_batch_size, run.progress)
-    items, users = {}, {}
+    items: dict[str, Rows] = {}
+    users: dict[str, Rows] = {}
     for spec in settings.encoder:
         encoder = build(spec, options)
         if not any(data.item_texts):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -46,34 +47,37 @@ class _Block:
         self.device = device
         self.offset = torch.from_numpy(block.offset).to(device)
         self.known = torch.from_numpy(block.known.astype(np.float32)).to(device)
-        self.sparse_users = block.users if block.is_sparse else None
-        self.users = None if block.is_sparse else torch.from_numpy(block.users).to(device)
-        self.items = block.items
-        on_device = not block.is_sparse or (device.type != "cpu" and not sp.issparse(block.items))
-        if on_device:
-            self.items = torch.from_numpy(np.asarray(block.items)).to(device)
+        self.users: Any = block.users
+        self.items: Any = block.items
+        if not block.is_sparse:
+            self.users = torch.from_numpy(block.users).to(device)
+            self.items = torch.from_numpy(block.items).to(device)
+        elif device.type != "cpu" and isinstance(block.items, np.ndarray):
+            self.items = torch.from_numpy(block.items).to(device)
 
     def scores(self, users: torch.Tensor) -> torch.Tensor:
-        if self.users is not None:
-            products = self.users[users] @ self.items.T
-        elif isinstance(self.items, torch.Tensor):
-            rows = self.sparse_users[users.cpu().numpy()].toarray()
-            products = torch.from_numpy(rows).to(self.device) @ self.items.T
-        else:
-            product = self.sparse_users[users.cpu().numpy()] @ self.items.T
-            dense = product.toarray() if sp.issparse(product) else product
-            products = torch.from_numpy(np.asarray(dense, dtype=np.float32)).to(self.device)
+        rows = self._user_rows(users)
+        products = rows @ self.items.T
+        if sp.issparse(products):
+            products = products.toarray()
+        products = torch.as_tensor(products, dtype=torch.float32, device=self.device)
         return products.addcmul_(self.offset[users, None], self.known[None, :])
 
     def pairs(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        if self.users is not None:
-            products = (self.users[users] * self.items[items]).sum(dim=1)
+        rows = self._user_rows(users)
+        if isinstance(rows, torch.Tensor):
+            products = (rows * self.items[items]).sum(dim=1)
         else:
-            rows = self.sparse_users[users.cpu().numpy()]
-            if isinstance(self.items, torch.Tensor):
-                others = self.items[items].cpu().numpy()
-            else:
-                others = self.items[items.cpu().numpy()]
-            product = np.asarray(rows.multiply(others).sum(axis=1), dtype=np.float32).ravel()
-            products = torch.from_numpy(product).to(self.device)
+            others = self.items[items.cpu().numpy()]
+            sums = np.asarray(rows.multiply(others).sum(axis=1), dtype=np.float32).ravel()
+            products = torch.from_numpy(sums).to(self.device)
         return products + self.offset[users] * self.known[items]
+
+    def _user_rows(self, users: torch.Tensor) -> Any:
+        """Rows in the kind that the item table multiplies with."""
+        if isinstance(self.users, torch.Tensor):
+            return self.users[users]
+        rows = self.users[users.cpu().numpy()]
+        if isinstance(self.items, torch.Tensor):
+            return torch.from_numpy(rows.toarray()).to(self.device)
+        return rows

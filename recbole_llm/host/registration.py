@@ -34,4 +34,3 @@ def register_models() -> None:
         sys.modules[path] = module
         setattr(recbole.trainer, f"{name}Trainer", TablesTrainer)
         setattr(recbole.data.dataset, f"{name}Dataset", TablesDataset)
-

@@ -23,7 +23,16 @@ from recbole_llm.errors import DataError, SettingsError, did_you_mean
 from recbole_llm.host.config import prepare
 from recbole_llm.host.known_keys import model_names
 
-_VERSIONS = ("recbole_llm", "recbole", "torch", "numpy", "scipy", "implicit", "lightfm-next", "optuna")
+_VERSIONS = (
+    "recbole_llm",
+    "recbole",
+    "torch",
+    "numpy",
+    "scipy",
+    "implicit",
+    "lightfm-next",
+    "optuna",
+)
 
 
 class UnroundedEvaluator(Evaluator):
@@ -151,7 +160,14 @@ def _config(model: str, dataset: str, files: list[str], values: dict[str, Any]) 
         own = Path(config["data_path"]) / f"{dataset}.yaml"
         if own.is_file():
             config = Config(model, dataset, [str(own), *files], values)
-    except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError, yaml.YAMLError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        NotImplementedError,
+        RuntimeError,
+        yaml.YAMLError,
+    ) as error:
         raise SettingsError(" ".join(str(error).split())) from error
     finally:
         sys.argv = arguments

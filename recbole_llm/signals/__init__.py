@@ -32,6 +32,8 @@ def register(name: str, signal: type[Signal]) -> None:
     """
     if name in SIGNALS:
         raise ValueError(f"signal `{name}` is {SIGNALS[name]} already, refused {signal}")
-    if not callable(getattr(signal, "fit", None)) or not callable(getattr(signal, "variants", None)):
+    if not callable(getattr(signal, "fit", None)) or not callable(
+        getattr(signal, "variants", None)
+    ):
         raise ValueError(f"signal `{name}`: {signal} lacks `fit` or `variants`")
     SIGNALS[name] = signal

@@ -5,6 +5,7 @@ Source: Kula, "Metadata Embeddings for User and Item Cold-start Recommendations"
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,9 +27,7 @@ class LightFMSignal(SingleSignal):
     components: int = setting(64, "Width of the LightFM tables.", at_least=1)
     epochs: int = setting(10, "Passes of LightFM over the interactions.", at_least=1)
     learning_rate: float = setting(0.05, "LightFM's initial learning rate.", above=0.0)
-    loss: str = setting(
-        "warp", "LightFM's loss.", choices=("warp", "bpr", "warp-kos", "logistic")
-    )
+    loss: str = setting("warp", "LightFM's loss.", choices=("warp", "bpr", "warp-kos", "logistic"))
     item_features: bool = setting(
         False,
         "Whether LightFM also learns from TF-IDF of the items' text and their categorical fields.",
@@ -65,9 +64,9 @@ class LightFMSignal(SingleSignal):
             # An item never seen is known where it shares a feature with one that was.
             shared = np.asarray(features[known].astype(bool).sum(axis=0)).ravel() > 0
             known = known | (np.asarray(features @ shared.astype(np.float32)).ravel() > 0)
-        users = np.hstack(
-            [model.user_embeddings, np.ones((data.n_users, 1), np.float32)]
-        ).astype(np.float32)
+        users = np.hstack([model.user_embeddings, np.ones((data.n_users, 1), np.float32)]).astype(
+            np.float32
+        )
         # A user without history has LightFM's random start in place of a row.
         users[np.diff(data.interactions.indptr) == 0] = 0
         return Factors.of(users, np.hstack([items, biases[:, None]]).astype(np.float32), known)
@@ -82,10 +81,9 @@ def item_features(data: TrainingData) -> sp.csr_matrix:
     blocks = [sp.identity(data.n_items, dtype=np.float32, format="csr")]
     if any(data.item_texts):
         vectorizer = TfidfVectorizer(min_df=2, sublinear_tf=True, dtype=np.float32)
-        try:
+        # Where no word occurs twice, scikit-learn raises "empty vocabulary": no feature then.
+        with contextlib.suppress(ValueError):
             blocks.append(vectorizer.fit_transform(data.item_texts))
-        except ValueError:  # no word occurs twice: scikit-learn's "empty vocabulary"
-            pass
     for values in data.item_categories.values():
         column = np.asarray(values, dtype=object)[:, None]
         encoder = OneHotEncoder(categories=[sorted(set(values) - {""})], handle_unknown="ignore")

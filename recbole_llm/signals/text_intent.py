@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import scipy.sparse as sp
 
 from recbole_llm.factors import Factors, Mask, Rows
 from recbole_llm.intent import history_weights, user_intent
@@ -58,6 +57,6 @@ class TextIntentSignal(SingleSignal):
 
 def has_text(rows: Rows) -> Mask:
     """Which rows of an embedding table stand for a text, bool (n_items,)."""
-    if sp.issparse(rows):
-        return np.diff(rows.indptr) > 0
-    return np.asarray(rows.any(axis=1))
+    if isinstance(rows, np.ndarray):
+        return np.asarray(rows.any(axis=1))
+    return np.diff(rows.indptr) > 0

@@ -51,7 +51,7 @@ def maximise(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         # multivariate: the parameters count by their ratios, so they are searched jointly.
-        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, warn_independent_sampling=False)
+        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
         study = optuna.create_study(direction="maximize", sampler=sampler)
         for start in starts[:n_trials]:
             study.enqueue_trial(dict(start))

@@ -38,9 +38,7 @@ class CandidateScores:
     hits: torch.Tensor
     n_positives: Index
 
-    def evaluate(
-        self, fusion: Fusion, parameters: Mapping[str, float], metric: Metric
-    ) -> float:
+    def evaluate(self, fusion: Fusion, parameters: Mapping[str, float], metric: Metric) -> float:
         """The metric of the fused ranking of the candidates."""
         fused = fusion.combine(parameters, self.scores).masked_fill_(~self.filled, -np.inf)
         top = torch.topk(fused, min(metric.k, fused.shape[1]), dim=1).indices
@@ -85,10 +83,15 @@ def candidate_scores(
         kept = torch.gather(stack, 2, items.expand(len(stack), *items.shape))
         filled = ~(repeated | torch.gather(masked, 1, items))
         hits = is_positive(validation.positives, validation.users[part], items.cpu().numpy())
-        parts.append((kept.masked_fill_(~filled, 0.0), filled, torch.from_numpy(hits).to(run.device)))
-    scores, filled, hits = zip(*parts, strict=True)
+        parts.append(
+            (kept.masked_fill_(~filled, 0.0), filled, torch.from_numpy(hits).to(run.device))
+        )
+    all_scores, all_filled, all_hits = zip(*parts, strict=True)
     return CandidateScores(
-        torch.cat(scores, dim=1), torch.cat(filled), torch.cat(hits), validation.n_positives
+        torch.cat(all_scores, dim=1),
+        torch.cat(all_filled),
+        torch.cat(all_hits),
+        validation.n_positives,
     )
 
 
@@ -151,8 +154,4 @@ def tune_weights(
         title="Tuning weights",
         progress=run.progress,
     )
-    return TunedWeights(
-        study.best_params, study.best_value, n_trials / (perf_counter() - start)
-    )
-
-
+    return TunedWeights(study.best_params, study.best_value, n_trials / (perf_counter() - start))
