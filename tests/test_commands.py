@@ -63,7 +63,8 @@ def test_recboles_own_functions_run_and_reload_the_model_in_a_fresh_process(tmp_
         "import recbole_llm\n"
         "from recbole.quick_start import run_recbole\n"
         "r = run_recbole(model='HybridFusion', dataset='ml-100k',"
-        " config_dict={'signals': 'als,popularity', 'signal_search_trials': 1, 'show_progress': False})\n"
+        " config_dict={'signals': 'als,popularity', 'signal_search_trials': 1,"
+        " 'show_progress': False})\n"
         "print(r['test_result']['ndcg@10'])\n"
     )
     reload = (

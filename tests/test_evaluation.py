@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from recbole.config import Config
 from recbole.evaluator import metrics as recbole_metrics
 
-import recbole_llm  # noqa: F401  # mends RecBole
 from recbole_llm.errors import SettingsError
 from recbole_llm.evaluation import Metric, Validation, evaluate, is_positive
 from recbole_llm.factors import Factors
@@ -29,6 +29,7 @@ def test_metric_equals_recboles(name, k):
     rng = np.random.default_rng(k)
     hits = rng.random((50, k)) < 0.2
     n_positives = np.maximum(hits.sum(axis=1), rng.integers(1, 20, 50))
+    Config.compatibility_settings(None)  # restores np.float, which the metrics use
     config = {"topk": [k], "metric_decimal_place": 12}
     metric = getattr(recbole_metrics, NAMES[name])(config)
     takes_length = "pos_len" in inspect.signature(metric.metric_info).parameters
