@@ -44,11 +44,13 @@ class Factors:
     def of(cls, users: Rows, items: Rows, known: Mask) -> Factors:
         """Factors as a signal learns them: no offset, unknown rows and padding set to zero.
 
-        ``items`` is zeroed in place where it has to be: an item-item table can fill the memory.
+        A dense ``items`` is zeroed in place: an item-item table can fill the memory.
         """
         known = known.copy()
         known[0] = False
-        if abs(items[~known]).max() > 0:
+        if sp.issparse(items):
+            items = (sp.diags(known.astype(np.float32)) @ items).tocsr()
+        elif items[~known].any():
             items[~known] = 0
         return cls(users, items, known, np.zeros(users.shape[0], dtype=np.float32))
 

@@ -51,18 +51,18 @@ class ALSSignal(SingleSignal):
         """Factorise the interactions; items without one are unknown."""
         from implicit.als import AlternatingLeastSquares
 
-        model = AlternatingLeastSquares(
-            factors=self.factors,
-            regularization=self.regularization,
-            alpha=self.alpha,
-            iterations=self.iterations,
-            random_state=run.seed,
-            num_threads=run.n_threads or 0,
-            use_gpu=False,
-        )
         # implicit runs its own threads over the rows; a threaded BLAS below them only gets in
         # the way, and makes the sums depend on the number of cores.
         with threadpool_limits(1, user_api="blas"):
+            model = AlternatingLeastSquares(
+                factors=self.factors,
+                regularization=self.regularization,
+                alpha=self.alpha,
+                iterations=self.iterations,
+                random_state=run.seed,
+                num_threads=run.n_threads or 0,
+                use_gpu=False,
+            )
             model.fit(data.confidence, show_progress=False)
         users, items = model.user_factors, model.item_factors
         if not (abs(users).max() < float("inf") and abs(items).max() < float("inf")):
