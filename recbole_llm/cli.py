@@ -6,7 +6,13 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+import torch
+from recbole import quick_start
+
+from recbole_llm import importing
 from recbole_llm.errors import RecboleLLMError, SettingsError
+from recbole_llm.host.run import run
+from recbole_llm.models import MODELS
 
 _FLAGS = ("model", "dataset", "config_files", "nproc", "ip", "port", "world_size", "group_offset")
 
@@ -68,30 +74,23 @@ def _run_recbole(arguments: Sequence[str]) -> int:
     dataset = values.pop("dataset", "ml-100k")
     files = values.pop("config_files", "").split()
     parallel = {name: values.pop(name) for name in _FLAGS if name in values}
-    # RecBole takes seconds to import: a slip in the arguments is said before.
-    from recbole_llm.host.run import run
-
     if int(parallel.get("nproc", 1)) > 1:
         _run_in_parallel(model, dataset, files, values, parallel)
         return 0
-    run(model, dataset, files, values, saved=values.pop("saved", "True").lower() == "true")
+    saved = values.pop("saved", "True").lower() == "true"
+    run(model, dataset, files, values, saved=saved)
     return 0
 
 
 def _run_in_parallel(
     model: str, dataset: str, files: list[str], values: dict[str, str], flags: dict[str, str]
 ) -> None:
-    import torch
-    from recbole.quick_start import run
-
-    from recbole_llm.models import MODELS
-
     if model in MODELS:
         raise SettingsError(f"`nproc`: {model} is not trained by gradients; it takes one process")
     if not torch.cuda.is_available():
         raise SettingsError("`nproc`: RecBole trains in parallel on CUDA only; leave it out")
     numbers = {name: int(flags[name]) for name in flags if name not in ("ip", "port")}
-    run(
+    quick_start.run(
         model,
         dataset,
         config_file_list=files,
@@ -103,8 +102,6 @@ def _run_in_parallel(
 
 
 def _recbole_llm(arguments: Sequence[str]) -> int:
-    from recbole_llm import importing
-
     parser = argparse.ArgumentParser(prog="recbole-llm")
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("import", help="make atomic files of your own tables")

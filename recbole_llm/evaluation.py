@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from recbole_llm.errors import SettingsError, did_you_mean
 from recbole_llm.factors import Factors, Index, batches
 from recbole_llm.scoring import Scorer
+from recbole_llm.training_data import entries
 
 Hits: TypeAlias = NDArray[np.bool_]
 PerUser: TypeAlias = NDArray[np.float64]
@@ -167,12 +168,6 @@ def evaluate(
         hits = is_positive(validation.positives, validation.users[part], top)
         values[part] = metric.per_user(hits, validation.n_positives[part])
     return float(values.mean())
-
-
-def entries(matrix: sp.csr_matrix) -> tuple[Index, Index]:
-    """Row and column of every stored entry of a CSR matrix, in its order."""
-    rows = np.repeat(np.arange(matrix.shape[0], dtype=np.int64), np.diff(matrix.indptr))
-    return rows, matrix.indices.astype(np.int64)
 
 
 def is_positive(positives: sp.csr_matrix, users: Index, items: Index) -> Hits:

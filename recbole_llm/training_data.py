@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from recbole_llm.factors import Mask, Rows
+from recbole_llm.factors import Index, Mask, Rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +73,12 @@ class TrainingData:
         return self.item_counts > 0
 
 
+def entries(matrix: sp.csr_matrix) -> tuple[Index, Index]:
+    """Row and column of every stored entry of a CSR matrix, in its order."""
+    rows = np.repeat(np.arange(matrix.shape[0], dtype=np.int64), np.diff(matrix.indptr))
+    return rows, matrix.indices.astype(np.int64)
+
+
 def interaction_matrix(
     users: NDArray[np.int64],
     items: NDArray[np.int64],
@@ -99,7 +105,7 @@ def interaction_matrix(
     matrix.sum_duplicates()
     if times is None:
         return matrix, None
-    rows = np.repeat(np.arange(shape[0]), np.diff(matrix.indptr))
+    rows, _ = entries(matrix)
     latest = _latest(users, items, times[kept], matrix, rows)
     return matrix, _age(rows, latest)
 

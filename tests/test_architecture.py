@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "recbole_llm"
 HOST = {"host", "models", "cli.py"}
 # Lowest first; a module imports only what stands before it, or its own layer.
 LAYERS = [
-    ["errors"],
+    ["errors", "whole_file"],
     ["settings", "factors", "text", "atomic_files"],
     ["training_data", "scoring", "importing"],
     ["encoders", "evaluation"],

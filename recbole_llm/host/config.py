@@ -30,11 +30,10 @@ def prepare(config: Any) -> None:
     if config["recbole_llm_prepared"]:
         return
     given = given_settings(config)
-    signal_names = getattr(config.model_class, "signal_names", "none")
-    ours = signal_names != "none"
+    ours = hasattr(config.model_class, "signal_names")
     known = recbole_keys(config.model_class) | HOST_KEYS
     if ours:
-        known |= {key.name for key in model_keys(signal_names)}
+        known |= {key.name for key in model_keys(config.model_class.signal_names)}
     for warning in check_keys(given, known, strict=ours, model=config["model"]):
         getLogger().warning(warning)
     if "device" in given:

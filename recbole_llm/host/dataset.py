@@ -12,7 +12,7 @@ from recbole.data.dataset import Dataset
 from recbole.utils import FeatureSource, FeatureType
 
 from recbole_llm.errors import DataError, SettingsError, did_you_mean
-from recbole_llm.host.config import prepare
+from recbole_llm.host.config import given_settings, prepare
 from recbole_llm.model_settings import ModelSettings
 from recbole_llm.settings import HistorySettings, read_section
 from recbole_llm.text import categorical_fields, compose, read_feature_table, text_fields
@@ -35,19 +35,19 @@ class TablesDataset(Dataset):
 
     def __init__(self, config: Any) -> None:
         prepare(config)
+        self.history = read_section(HistorySettings, given_settings(config))
         super().__init__(config)
         if max(config["topk"]) >= self.item_num:
             raise SettingsError(
                 f"`topk` is {max(config['topk'])}, but the data set has {self.item_num - 1} items"
             )
-        if "eval_batch_size" not in config.external_config_dict:
+        if "eval_batch_size" not in given_settings(config):
             # RecBole divides it by the number of items: its default ranks two users at a time.
             users = max(1, _BATCH_SCORES // self.item_num)
             config["eval_batch_size"] = users * self.item_num
 
     def _load_data(self, token: str, dataset_path: str) -> None:
-        settings = read_section(HistorySettings, self.config.external_config_dict)
-        field = settings.interaction_weight_field
+        field = self.history.interaction_weight_field
         load = self.config["load_col"]
         if field and load and "inter" in load and field not in load["inter"]:
             load["inter"] = [*load["inter"], field]
@@ -55,8 +55,7 @@ class TablesDataset(Dataset):
 
     def _fill_nan(self) -> None:
         # Before RecBole fills NaN with the mean and scales every float to 0..1.
-        settings = read_section(HistorySettings, self.config.external_config_dict)
-        self.raw_weights = self._weights(settings)
+        self.raw_weights = self._weights(self.history)
         times = self._checked(self.time_field) if self.time_field in self.inter_feat else None
         self.raw_times = times
         if self.config["RATING_FIELD"] in self.inter_feat:

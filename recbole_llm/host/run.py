@@ -20,8 +20,10 @@ from recbole.evaluator import Evaluator
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
 
 from recbole_llm.errors import DataError, SettingsError, did_you_mean
+from recbole_llm.fitting import FitReport
 from recbole_llm.host.config import prepare
 from recbole_llm.host.known_keys import model_names
+from recbole_llm.whole_file import whole_file
 
 _VERSIONS = (
     "recbole_llm",
@@ -87,8 +89,10 @@ def run(
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
     prepare(config)
-    result_file = _writable(config["result_file"])
-    _check_folder(config["checkpoint_dir"])
+    result_file = config["result_file"] and Path(config["result_file"])
+    if result_file:
+        _make_folder("result_file", result_file.parent)
+    _make_folder("checkpoint_dir", Path(config["checkpoint_dir"]))
     logger = getLogger()
     data = create_dataset(config)
     logger.info(data)
@@ -105,32 +109,19 @@ def run(
     ended = perf_counter()
     logger.info(f"best valid: {best_valid}")
     logger.info(f"test result: {tested}")
-    report = getattr(recommender, "report", None)
-    seconds = {"load": loaded - started, "encode": 0.0, "signals": fitted - loaded, "tune": 0.0}
-    if report is not None:
-        seconds |= report.seconds
-    seconds |= {"evaluate": ended - fitted, "total": ended - started}
-    record = {
-        "model": config["model"],
-        "dataset": config["dataset"],
-        "seed": config["seed"],
-        "settings": {key: _plain(value) for key, value in config.final_config_dict.items()},
-        "valid": trainer.evaluator.unrounded(best_valid),
-        "test": trainer.evaluator.unrounded(tested),
-        "signals": report.signals if report else {},
-        "signal_settings": report.settings if report else {},
-        "weights": report.weights if report else {},
-        "trials_per_second": report.trials_per_second if report else None,
-        "seconds": seconds,
-        "texts": report.texts if report else {"encoded": 0, "cached": 0},
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        / (2**20 if sys.platform == "darwin" else 2**10),
-        "versions": {name: version(name) for name in _VERSIONS},
-    }
-    if result_file is not None:
-        unfinished = result_file.with_name(f"{result_file.name}.{os.getpid()}.tmp")
-        unfinished.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
-        os.replace(unfinished, result_file)
+    record = _record(
+        config,
+        getattr(recommender, "report", None) or FitReport(),
+        valid=trainer.evaluator.unrounded(best_valid),
+        test=trainer.evaluator.unrounded(tested),
+        load=loaded - started,
+        fit=fitted - loaded,
+        evaluate=ended - fitted,
+        total=ended - started,
+    )
+    if result_file:
+        with whole_file(result_file) as unfinished:
+            unfinished.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
         logger.info(f"record: {result_file}")
     return {
         "best_valid_score": best_score,
@@ -138,6 +129,38 @@ def run(
         "best_valid_result": best_valid,
         "test_result": tested,
         "record": record,
+    }
+
+
+def _record(
+    config: Any,
+    report: FitReport,
+    *,
+    valid: dict[str, float],
+    test: dict[str, float],
+    load: float,
+    fit: float,
+    **seconds: float,
+) -> dict[str, Any]:
+    """What ``result_file`` holds; a model without phases of its own counts as ``signals``."""
+    phases = {"load": load, "encode": 0.0, "signals": fit, "tune": 0.0}
+    return {
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "seed": config["seed"],
+        # Devices and enumerations are no JSON: their names.
+        "settings": json.loads(json.dumps(config.final_config_dict, default=str)),
+        "valid": valid,
+        "test": test,
+        "signals": report.signals,
+        "signal_settings": report.settings,
+        "weights": report.weights,
+        "trials_per_second": report.trials_per_second,
+        "seconds": phases | report.seconds | seconds,
+        "texts": report.texts,
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        / (2**20 if sys.platform == "darwin" else 2**10),
+        "versions": {name: version(name) for name in _VERSIONS},
     }
 
 
@@ -180,29 +203,11 @@ def _config(model: str, dataset: str, files: list[str], values: dict[str, Any]) 
     return config
 
 
-def _check_folder(folder: str) -> None:
+def _make_folder(setting: str, folder: Path) -> None:
+    """Make the folder that a setting's files go to, before any work is done for them."""
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SettingsError(f"`checkpoint_dir`: cannot write {folder}: {error.strerror}") from error
+        raise SettingsError(f"`{setting}`: cannot write {folder}: {error.strerror}") from error
     if not os.access(folder, os.W_OK):
-        raise SettingsError(f"`checkpoint_dir`: cannot write {folder}")
-
-
-def _writable(path: str | None) -> Path | None:
-    if path is None:
-        return None
-    target = Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingsError(f"`result_file`: cannot write {path}: {error.strerror}") from error
-    return target
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+        raise SettingsError(f"`{setting}`: cannot write {folder}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 from typing import Any
 
 from recbole.trainer import TraditionalTrainer
+
+from recbole_llm.whole_file import whole_file
 
 
 class TablesTrainer(TraditionalTrainer):
@@ -21,10 +23,8 @@ class TablesTrainer(TraditionalTrainer):
         return 0.0
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-        # In one step: a checkpoint is whole or not there.
         target = kwargs.pop("saved_model_file", self.saved_model_file)
-        unfinished = f"{target}.{os.getpid()}.tmp"
-        super()._save_checkpoint(epoch, verbose=False, saved_model_file=unfinished, **kwargs)
-        os.replace(unfinished, target)
+        with whole_file(Path(target)) as unfinished:
+            super()._save_checkpoint(epoch, False, saved_model_file=unfinished, **kwargs)
         if verbose:
             self.logger.info(f"saved {target}")
