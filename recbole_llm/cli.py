@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 import torch
 from recbole import quick_start
 
-from recbole_llm import importing
+from recbole_llm import cold_split, importing
 from recbole_llm.errors import RecboleLLMError, SettingsError
+from recbole_llm.host import split
 from recbole_llm.host.run import run
 from recbole_llm.models import MODELS
 
@@ -23,7 +24,7 @@ def run_recbole_command(arguments: Sequence[str] | None = None) -> int:
 
 
 def recbole_llm_command(arguments: Sequence[str] | None = None) -> int:
-    """``recbole-llm import …``."""
+    """``recbole-llm import …`` and ``recbole-llm split …``."""
     return _guarded(lambda: _recbole_llm(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -74,7 +75,7 @@ def _run_recbole(arguments: Sequence[str]) -> int:
     dataset = values.pop("dataset", "ml-100k")
     files = values.pop("config_files", "").split()
     parallel = {name: values.pop(name) for name in _FLAGS if name in values}
-    if int(parallel.get("nproc", 1)) > 1:
+    if _whole_number("nproc", parallel.get("nproc", "1")) > 1:
         _run_in_parallel(model, dataset, files, values, parallel)
         return 0
     saved = values.pop("saved", "True").lower() == "true"
@@ -89,7 +90,9 @@ def _run_in_parallel(
         raise SettingsError(f"`nproc`: {model} is not trained by gradients; it takes one process")
     if not torch.cuda.is_available():
         raise SettingsError("`nproc`: RecBole trains in parallel on CUDA only; leave it out")
-    numbers = {name: int(flags[name]) for name in flags if name not in ("ip", "port")}
+    numbers = {
+        name: _whole_number(name, flags[name]) for name in flags if name not in ("ip", "port")
+    }
     quick_start.run(
         model,
         dataset,
@@ -101,12 +104,29 @@ def _run_in_parallel(
     )
 
 
+def _whole_number(flag: str, value: str) -> int:
+    if not value.isdigit():
+        raise SettingsError(f"`{flag}` must be a whole number, got {value!r}")
+    return int(value)
+
+
 def _recbole_llm(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="recbole-llm")
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("import", help="make atomic files of your own tables")
     importing.add_arguments(command)
-    return importing.run(parser.parse_args(arguments))
+    command.set_defaults(run=importing.run, takes_settings=False)
+    # No abbreviations: a setting of RecBole's may start like an option.
+    command = commands.add_parser(
+        "split", help="make a split with cold items or users", allow_abbrev=False
+    )
+    cold_split.add_arguments(command)
+    command.set_defaults(run=split.run, takes_settings=True)
+    args, rest = parser.parse_known_args(arguments)
+    if rest and not args.takes_settings:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.settings = parse_arguments(rest)
+    return args.run(args)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from recbole_llm.errors import SettingsError, did_you_mean
-from recbole_llm.factors import Factors, Index, batches
+from recbole_llm.factors import Factors, Index, Mask, batches
 from recbole_llm.scoring import Scorer
+from recbole_llm.slices import SLICES
 from recbole_llm.training_data import entries
 
 Hits: TypeAlias = NDArray[np.bool_]
@@ -61,14 +62,23 @@ _METRICS: dict[str, Callable[[Hits, Index], PerUser]] = {
     "mrr": _mrr,
     "map": _map,
 }
+METRIC_NAMES = tuple(_METRICS)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A top-k ranking metric, such as ``NDCG@10``; higher is better."""
+    """A top-k ranking metric, such as ``NDCG@10``; higher is better.
+
+    Attributes:
+        name: one of :data:`METRIC_NAMES`.
+        k: the cut-off.
+        slice_name: of :data:`~recbole_llm.slices.SLICES`, as in ``cold_NDCG@10``; "" for RecBole's
+            own metric, on all items.
+    """
 
     name: str
     k: int
+    slice_name: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Metric:
@@ -77,17 +87,19 @@ class Metric:
         Raises:
             SettingsError: it is no top-k metric that can be tuned on.
         """
-        name, _, cutoff = text.partition("@")
-        if name.lower() not in _METRICS or not cutoff.isdigit() or int(cutoff) < 1:
+        name, _, cutoff = text.lower().partition("@")
+        slice_name, _, name = name.rpartition("_")
+        known = name in _METRICS and slice_name in ("", *SLICES)
+        if not known or not cutoff.isdigit() or int(cutoff) < 1:
             raise SettingsError(
                 f"`valid_metric` must be one of {', '.join(_METRICS)} with a cut-off such as "
                 f"NDCG@10 for this model, which tunes on it; got {text!r}"
-                + did_you_mean(name.lower(), _METRICS)
+                + did_you_mean(name, _METRICS)
             )
-        return cls(name.lower(), int(cutoff))
+        return cls(name, int(cutoff), slice_name)
 
     def __str__(self) -> str:
-        return f"{self.name}@{self.k}"
+        return f"{self.slice_name}_{self.name}@{self.k}".removeprefix("_")
 
     def per_user(self, hits: Hits, n_positives: Index) -> PerUser:
         """The metric of each user.
@@ -112,21 +124,32 @@ class Validation:
         known: CSR (n_users, n_items), interactions that are not ranked. As in RecBole, one that
             is known and wanted at once (a repeated purchase) is ranked.
         positives: CSR (n_users, n_items), interactions to be found.
+        candidates: bool (n_items,), the items that are ranked; None for all.
     """
 
     users: Index
     known: sp.csr_matrix
     positives: sp.csr_matrix
+    candidates: Mask | None = None
 
     @classmethod
-    def of(cls, known: sp.csr_matrix, positives: sp.csr_matrix) -> Validation | None:
-        """A validation over all users with a positive; None where there is none."""
+    def of(
+        cls, known: sp.csr_matrix, positives: sp.csr_matrix, slice_name: str = ""
+    ) -> Validation | None:
+        """A validation over all users with a positive; None where there is none.
+
+        Args:
+            known: the training interactions, each once.
+            positives: those of the validation part.
+            slice_name: of a :class:`Metric`; where no user is left in the slice, None.
+        """
+        hidden = (known - known.multiply(positives.astype(bool))).tocsr()
+        hidden.eliminate_zeros()
+        candidates = None
+        if slice_name:
+            positives, candidates = _sliced(known, positives, slice_name)
         users = np.flatnonzero(np.diff(positives.indptr)).astype(np.int64)
-        if not len(users):
-            return None
-        known = (known - known.multiply(positives.astype(bool))).tocsr()
-        known.eliminate_zeros()
-        return cls(users, known, positives)
+        return cls(users, hidden, positives, candidates) if len(users) else None
 
     @property
     def n_positives(self) -> Index:
@@ -138,7 +161,21 @@ class Validation:
         if n_users >= len(self.users):
             return self
         drawn = np.random.default_rng(seed).choice(self.users, n_users, replace=False)
-        return Validation(np.sort(drawn), self.known, self.positives)
+        return Validation(np.sort(drawn), self.known, self.positives, self.candidates)
+
+
+def _sliced(
+    known: sp.csr_matrix, positives: sp.csr_matrix, slice_name: str
+) -> tuple[sp.csr_matrix, Mask]:
+    """The positives of a slice, CSR like ``positives``, and its candidates."""
+    chosen = SLICES[slice_name]
+    warm = np.diff(known.tocsc().indptr) > 0
+    in_part = np.diff(positives.tocsc().indptr) > 0
+    kinds = {"all": np.ones_like(warm), "warm": warm, "cold": ~warm & in_part}
+    rows, items = entries(positives)
+    kept = kinds[chosen.positives][items] & chosen.has_user(np.diff(known.indptr))[rows]
+    sliced = sp.csr_matrix((positives.data[kept], (rows[kept], items[kept])), shape=positives.shape)
+    return sliced, kinds[chosen.candidates]
 
 
 def masked_scores(
@@ -153,6 +190,8 @@ def masked_scores(
         rows, items = entries(validation.known[users])
         scores[torch.from_numpy(rows), torch.from_numpy(items)] = -np.inf
         scores[:, 0] = -np.inf
+        if validation.candidates is not None:
+            scores[:, torch.from_numpy(~validation.candidates)] = -np.inf
         yield part, scores
 
 

@@ -165,10 +165,7 @@ def _fit_signals(
             alone = f"alone {metric} {value:.4f} on the validation split" if value else "fitted"
             logger.info(f"{label}: {alone}{searched} [{perf_counter() - start:.1f}s]")
     if not fitted:
-        raise DataError(
-            "nothing to learn from: "
-            + "; ".join(f"{label}: {reason}" for label, reason in skipped.items())
-        )
+        raise DataError("nothing to learn from: " + "; ".join(dict.fromkeys(skipped.values())))
     return fitted
 
 

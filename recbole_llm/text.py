@@ -101,7 +101,7 @@ def read_feature_table(
     """
     path = Path(path)
     lines = _read_lines(path, encoding)
-    names, types = _parse_head(path, lines[0], field_separator)
+    names, types = parse_head(path, lines[0], field_separator)
     if id_field not in names:
         raise DataError(
             f"{path} has no field `{id_field}`; it has: {', '.join(names)}"
@@ -245,8 +245,20 @@ def _read_lines(path: Path, encoding: str) -> list[str]:
     return [line.removesuffix("\r") for line in content.removeprefix("\ufeff").split("\n")]
 
 
-def _parse_head(path: Path, head: str, separator: str) -> tuple[list[str], dict[str, str]]:
-    """Field names in order, and the type of each."""
+def parse_head(path: Path, head: str, separator: str) -> tuple[list[str], dict[str, str]]:
+    """Reads the head line of an atomic file.
+
+    Args:
+        path: the file, for messages.
+        head: its first line.
+        separator: RecBole's `field_separator`.
+
+    Returns:
+        Field names in order, and the type of each.
+
+    Raises:
+        DataError: a field is not ``name:type``, or is there twice.
+    """
     names: list[str] = []
     types: dict[str, str] = {}
     for field in head.split(separator):

@@ -11,9 +11,9 @@ HOST = {"host", "models", "cli.py"}
 LAYERS = [
     ["errors", "whole_file"],
     ["settings", "factors", "text", "atomic_files", "table_files"],
-    ["training_data", "scoring", "importing"],
+    ["training_data", "scoring", "slices", "importing", "cold_split"],
     ["encoders", "evaluation"],
-    ["embedding_cache", "intent", "completion"],
+    ["embedding_cache", "intent", "completion", "cold_metrics"],
     ["signals"],
     ["fusion"],
     ["tuning", "model_settings"],

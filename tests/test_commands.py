@@ -87,30 +87,6 @@ def test_recboles_own_functions_run_and_reload_the_model_in_a_fresh_process(tmp_
     assert values[0] == values[1] > 0.3
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--model=HybridFusion", "--item_text_field=title"], "did you mean `item_text_fields`?"),
-        (["--model=HybridFusion", "--signals=als,lightfn"], "did you mean `lightfm`?"),
-        (["--model=HybridFusion", "--encoder=brt"], "did you mean `bert`?"),
-        (["--model=HybridFusoin"], "did you mean `HybridFusion`?"),
-        (["--model=TextIntent", "--item_text_fields=titel"], "has no field `titel`"),
-        (["--model=TextIntent", "--encoder=./nowhere"], "nowhere"),
-        (["--model=ALS", "--checkpoint_dir=/dev/null/saved"], "`checkpoint_dir`"),
-        (["--model=ALS", "--als_factors", "10"], "write --als_factors=10"),
-        (["--model=ALS", "--nproc=2"], "`nproc`"),
-        (["--model=ALS", "--topk=5000", "--valid_metric=NDCG@5000"], "`topk` is 5000"),
-    ],
-)
-def test_bad_input_gets_one_line_and_a_nonzero_exit(tmp_path, arguments, said):
-    done = run_recbole(tmp_path, *arguments)
-    assert done.returncode not in (0, None)
-    assert "Traceback" not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: ")
-    assert said in last
-
-
 def test_a_setting_with_a_blank_is_refused():
     with pytest.raises(SettingsError, match="dropped"):
         parse_arguments(["--model", "ALS", "--seed", "3"])

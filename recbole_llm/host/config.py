@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 
+from recbole_llm.cold_split import check_no_filters
 from recbole_llm.errors import SettingsError
+from recbole_llm.evaluation import METRIC_NAMES
+from recbole_llm.host.cold_evaluation import apply_cold_eval
 from recbole_llm.host.known_keys import check_keys, recbole_keys
 from recbole_llm.model_settings import model_keys
 
 # Read by the host for every model; all else belongs to RecBole or to a model.
-HOST_KEYS = frozenset({"result_file", "device"})
+HOST_KEYS = frozenset({"result_file", "device", "cold_eval"})
 
 
 def given_settings(config: Any) -> Mapping[str, Any]:
@@ -21,8 +24,13 @@ def given_settings(config: Any) -> Mapping[str, Any]:
     return config.external_config_dict
 
 
-def prepare(config: Any) -> None:
+def prepare(config: Any, *, writes_record: bool = False) -> None:
     """Check the user's keys and put the device and the objective in force; once per Config.
+
+    Args:
+        config: RecBole's.
+        writes_record: whether the run ends with the record that `result_file` asks for, which
+            RecBole's own functions cannot write.
 
     Raises:
         SettingsError: a key is unknown, or the device is not there.
@@ -34,12 +42,23 @@ def prepare(config: Any) -> None:
     known = recbole_keys(config.model_class) | HOST_KEYS
     if ours:
         known |= {key.name for key in model_keys(config.model_class.signal_names)}
+        # They describe the data, so a data set's own YAML gives them to every model.
+        known |= {key.name for key in model_keys(None) if key.section in ("text", "history")}
     for warning in check_keys(given, known, strict=ours, model=config["model"]):
         getLogger().warning(warning)
+    if config["benchmark_filename"]:
+        for warning in check_no_filters(given, strict=ours):
+            getLogger().warning(warning)
+    if "result_file" in given and not writes_record:
+        getLogger().warning(
+            "`result_file` is written by the run_recbole command and by recbole_llm.run, not by "
+            "RecBole's own run_recbole function"
+        )
     if "device" in given:
         config["device"] = _device(str(given["device"]))
     if ours and "valid_metric" not in given:
         _set_objective(config)
+    apply_cold_eval(config)
     metrics = {f"{m.lower()}@{k}" for m in config["metrics"] for k in config["topk"]}
     if config["valid_metric"].lower() not in metrics and "@" in config["valid_metric"]:
         raise SettingsError(
@@ -66,8 +85,13 @@ def _device(name: str) -> torch.device:
 
 
 def _set_objective(config: Any) -> None:
-    names = [name.lower() for name in config["metrics"]]
-    name = "NDCG" if "ndcg" in names else config["metrics"][0]
+    ranking = [name for name in config["metrics"] if name.lower() in METRIC_NAMES]
+    if not ranking:
+        raise SettingsError(
+            f"`metrics` holds {', '.join(config['metrics'])}, none of which this model can be "
+            f"tuned on; add one of {', '.join(METRIC_NAMES)}"
+        )
+    name = "NDCG" if "ndcg" in map(str.lower, ranking) else ranking[0]
     cutoff = 10 if 10 in config["topk"] else config["topk"][0]
     config["valid_metric"] = f"{name}@{cutoff}"
     getLogger().info(f"valid_metric is not set: tuning on {config['valid_metric']}")

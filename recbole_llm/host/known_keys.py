@@ -109,7 +109,8 @@ def _recbole_folder() -> Path:
     return Path(spec.origin).parent
 
 
-def _properties() -> Path:
+def properties_folder() -> Path:
+    """RecBole's folder of default settings, of its models and of data sets it knows."""
     return _recbole_folder() / "properties"
 
 
@@ -148,9 +149,9 @@ def _shared_keys() -> frozenset[str]:
     keys = set(_COMMAND_LINE_KEYS)
     keys |= _argument_list()
     yaml_files = [
-        _properties() / "overall.yaml",
-        *(_properties() / "dataset").glob("*.yaml"),
-        *(_properties() / "quick_start_config").glob("*.yaml"),
+        properties_folder() / "overall.yaml",
+        *(properties_folder() / "dataset").glob("*.yaml"),
+        *(properties_folder() / "quick_start_config").glob("*.yaml"),
     ]
     for path in yaml_files:
         # url.yaml and kg_url.yaml map data sets to addresses, they hold no settings.
@@ -183,7 +184,7 @@ def _argument_list() -> set[str]:
 
 def _default_keys(class_name: str) -> frozenset[str]:
     """The keys of a model's own property file; none where it has no such file."""
-    for path in (_properties() / "model").glob("*.yaml"):
+    for path in (properties_folder() / "model").glob("*.yaml"):
         # In lower case: the class LightGBM comes with lightgbm.yaml.
         if path.stem.lower() == class_name.lower():
             return _yaml_keys(path)

@@ -13,6 +13,7 @@ quirks.quiet_host_warnings()
 import recbole.data.dataset  # noqa: E402  # after the filters: ray warns at import
 import recbole.trainer  # noqa: E402
 
+from recbole_llm.host.cold_evaluation import register_metrics  # noqa: E402
 from recbole_llm.host.dataset import TablesDataset  # noqa: E402
 from recbole_llm.host.trainer import TablesTrainer  # noqa: E402
 from recbole_llm.models import MODELS  # noqa: E402
@@ -25,6 +26,7 @@ def register_models() -> None:
     ``get_trainer`` for ``<Model>Trainer``, ``create_dataset`` for ``<Model>Dataset``.
     """
     quirks.apply()
+    register_metrics()
     for name, model in MODELS.items():
         path = f"recbole.model.general_recommender.{name.lower()}"
         module = ModuleType(path, model.__doc__)

@@ -23,6 +23,7 @@ from recbole_llm.errors import DataError, SettingsError, did_you_mean
 from recbole_llm.fitting import FitReport
 from recbole_llm.host.config import prepare
 from recbole_llm.host.known_keys import model_names
+from recbole_llm.text import parse_head
 from recbole_llm.whole_file import whole_file
 
 _VERSIONS = (
@@ -85,18 +86,16 @@ def run(
     """
     started = perf_counter()
     _check_model(model)
-    config = _config(model, dataset, list(config_file_list or []), dict(config_dict or {}))
+    config = read_config(model, dataset, list(config_file_list or []), dict(config_dict or {}))
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
-    prepare(config)
+    prepare(config, writes_record=True)
     result_file = config["result_file"] and Path(config["result_file"])
     if result_file:
         _make_folder("result_file", result_file.parent)
     _make_folder("checkpoint_dir", Path(config["checkpoint_dir"]))
     logger = getLogger()
-    data = create_dataset(config)
-    logger.info(data)
-    train, valid, test = data_preparation(config, data)
+    train, valid, test = _load(config)
     loaded = perf_counter()
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     recommender = get_model(config["model"])(config, train._dataset).to(config["device"])
@@ -130,6 +129,29 @@ def run(
         "test_result": tested,
         "record": record,
     }
+
+
+def _load(config: Any) -> tuple[Any, Any, Any]:
+    """RecBole's loaders of the three parts; what it cannot load is said in one line."""
+    logger = getLogger()
+    try:
+        data = create_dataset(config)
+        logger.info(data)
+        train, valid, test = data_preparation(config, data)
+    # All that its loading, filtering and splitting raise for data that it cannot use.
+    except (ValueError, TypeError, LookupError, NotImplementedError, RuntimeError) as error:
+        logger.debug("RecBole's own error:", exc_info=True)
+        raise DataError(
+            f"RecBole cannot use the data set {config['dataset']}: {_one_line(error)}"
+        ) from error
+    for setting, part in (("validation", valid), ("test", test)):
+        if part is None or not len(part._dataset):
+            logger.warning(f"no {setting} rows: nothing is measured on them")
+    return train, valid, test
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _record(
@@ -172,7 +194,13 @@ def _check_model(model: str) -> None:
         raise SettingsError(f"unknown model `{model}`" + did_you_mean(model, sorted(known)))
 
 
-def _config(model: str, dataset: str, files: list[str], values: dict[str, Any]) -> Any:
+def read_config(model: str, dataset: str, files: list[str], values: dict[str, Any]) -> Any:
+    """RecBole's Config of a run, with the data set's own YAML; the command line is not read.
+
+    Raises:
+        SettingsError: RecBole refuses a setting, or a file of settings is not there.
+        DataError: a file of interactions is not there, or its head line cannot be read.
+    """
     for file in files:
         if not Path(file).is_file():
             raise SettingsError(f"`config_files`: there is no file {file}")
@@ -191,7 +219,7 @@ def _config(model: str, dataset: str, files: list[str], values: dict[str, Any]) 
         RuntimeError,
         yaml.YAMLError,
     ) as error:
-        raise SettingsError(" ".join(str(error).split())) from error
+        raise SettingsError(_one_line(error)) from error
     finally:
         sys.argv = arguments
     folder = Path(config["data_path"])
@@ -200,7 +228,19 @@ def _config(model: str, dataset: str, files: list[str], values: dict[str, Any]) 
     for name in names:
         if not (folder / name).is_file():
             raise DataError(f"there is no file {folder / name}; check `dataset` and `data_path`")
+        _check_head(folder / name, config["field_separator"], config["encoding"] or "utf-8")
+    if type(config["seed"]) is not int or config["seed"] < 0:
+        raise SettingsError(f"`seed` must be a whole number from 0 on, got {config['seed']!r}")
     return config
+
+
+def _check_head(file: Path, separator: str, encoding: str) -> None:
+    try:
+        with file.open(encoding=encoding, errors="replace") as lines:
+            head = lines.readline().rstrip("\r\n")
+    except LookupError as error:
+        raise SettingsError(f"`encoding`: {error}") from error
+    parse_head(file, head, separator)
 
 
 def _make_folder(setting: str, folder: Path) -> None:

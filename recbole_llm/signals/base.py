@@ -24,10 +24,12 @@ class Signal(Protocol):
         starts: settings known to be good on some kind of data; a search tries them first.
         uses_text: whether it reads the items' texts.
         uses_embeddings: whether it reads them encoded.
+        seeded: whether its tables start at random, so that another seed gives others.
     """
 
     uses_text: ClassVar[bool]
     uses_embeddings: ClassVar[bool]
+    seeded: ClassVar[bool]
     starts: ClassVar[Sequence[Mapping[str, Any]]]
 
     def fit(self, data: TrainingData, run: RunOptions) -> Factors:
@@ -51,6 +53,7 @@ class SingleSignal:
 
     uses_text: ClassVar[bool] = False
     uses_embeddings: ClassVar[bool] = False
+    seeded: ClassVar[bool] = False
     starts: ClassVar[Sequence[Mapping[str, Any]]] = ()
 
     def variants(self: SomeSignal, name: str, encoders: Sequence[str]) -> dict[str, SomeSignal]:

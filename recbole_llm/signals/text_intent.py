@@ -44,7 +44,7 @@ class TextIntentSignal(SingleSignal):
         """Sum the history's texts; nothing is trained."""
         rows = data.item_embeddings.get(self.encoder)
         if rows is None or not has_text(rows).any():
-            raise SkippedSignal("no item has a text")
+            raise SkippedSignal("no item has a text, see `item_text_fields`")
         history = history_weights(data.interactions, data.age, decay=self.history_decay)
         users = user_intent(
             history,

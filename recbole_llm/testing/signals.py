@@ -7,10 +7,10 @@ import dataclasses
 import numpy as np
 import scipy.sparse as sp
 
-from recbole_llm.factors import Factors, unit_rows
+from recbole_llm.factors import Factors, Index, unit_rows
 from recbole_llm.settings import RunOptions
 from recbole_llm.signals import Signal
-from recbole_llm.training_data import TrainingData
+from recbole_llm.training_data import TrainingData, entries
 
 ENCODER = "rows"
 
@@ -55,6 +55,68 @@ def check_signal(name: str, signal: Signal) -> None:
         assert dataclasses.is_dataclass(variant)
         _check_padding(factors)
     assert (before != data.interactions).nnz == 0
+
+
+def check_order_does_not_matter(name: str, signal: Signal) -> None:
+    """Permuted users and items give permuted scores.
+
+    Exactly, but for rounding, where nothing is random; else the quality over three orders differs
+    from that over three seeds by less than the seeds differ.
+    """
+    data = small_data(n_users=200, n_items=60)
+    train, held_out = _hold_out(data)
+    for variant in signal.variants(name, [ENCODER]).values():
+        if variant.seeded:
+            runs = [RunOptions(seed=seed, progress=False) for seed in range(3)]
+            by_seed = [_found(variant.fit(train, run), held_out) for run in runs]
+            by_order = []
+            for number in range(3):
+                users, items = _orders(data, number)
+                factors = variant.fit(permuted(train, users, items), runs[0])
+                by_order.append(_found(factors, held_out[users][:, items]))
+            moved = abs(np.mean(by_order) - np.mean(by_seed))
+            assert moved <= np.ptp(by_seed), f"{by_order} by order, {by_seed} by seed"
+        else:
+            users, items = _orders(data, 0)
+            every = np.arange(data.n_users)
+            run = RunOptions(progress=False)
+            expected = variant.fit(train, run).scores(every)[users][:, items]
+            scores = variant.fit(permuted(train, users, items), run).scores(every)
+            np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
+
+
+def permuted(data: TrainingData, users: Index, items: Index) -> TrainingData:
+    """The same data with users and items in another order; age and categories are not kept."""
+    return TrainingData(
+        interactions=data.interactions[users][:, items].tocsr(),
+        item_texts=tuple(data.item_texts[item] for item in items),
+        item_embeddings={name: rows[items] for name, rows in data.item_embeddings.items()},
+    )
+
+
+def _orders(data: TrainingData, seed: int) -> tuple[Index, Index]:
+    rng = np.random.default_rng(seed)
+    sizes = (data.n_users, data.n_items)
+    users, items = (np.r_[0, 1 + rng.permutation(size - 1)] for size in sizes)
+    return users, items
+
+
+def _hold_out(data: TrainingData) -> tuple[TrainingData, sp.csr_matrix]:
+    """The data without every tenth interaction, and those interactions."""
+    held = data.interactions.copy()
+    held.data[np.arange(held.nnz) % 10 > 0] = 0
+    held.eliminate_zeros()
+    rest = (data.interactions - held).tocsr()
+    rest.eliminate_zeros()
+    return dataclasses.replace(data, interactions=rest), held
+
+
+def _found(factors: Factors, held_out: sp.csr_matrix) -> float:
+    """Mean percentile of the held-out interactions among all items, 1 for the top."""
+    scores = factors.scores(np.arange(factors.n_users))[:, 1:]
+    ranks = scores.argsort(axis=1).argsort(axis=1) / (scores.shape[1] - 1)
+    users, items = entries(held_out)
+    return float(ranks[users, items - 1].mean())
 
 
 def _check_padding(factors: Factors) -> None:

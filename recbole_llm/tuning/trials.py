@@ -48,7 +48,8 @@ def maximise(
         return objective(values)
 
     verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Of a trial that Ctrl-C ends, Optuna would warn with a traceback.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         # multivariate: the parameters count by their ratios, so they are searched jointly.
         sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)

@@ -8,7 +8,7 @@ import pytest
 from recbole_llm.settings import RunOptions
 from recbole_llm.signals import SIGNALS, SkippedSignal, register
 from recbole_llm.signals.item_item import ItemItemSignal, ridge_item_item
-from recbole_llm.testing.signals import check_signal, small_data
+from recbole_llm.testing.signals import check_order_does_not_matter, check_signal, small_data
 
 RUN = RunOptions(progress=False)
 
@@ -16,6 +16,11 @@ RUN = RunOptions(progress=False)
 @pytest.mark.parametrize("name", SIGNALS)
 def test_signal_keeps_the_contract(name):
     check_signal(name, SIGNALS[name]())
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_the_order_of_users_and_items_does_not_matter(name):
+    check_order_does_not_matter(name, SIGNALS[name]())
 
 
 def test_lightfm_with_features_keeps_the_contract_and_knows_a_cold_item():

@@ -1,0 +1,103 @@
+"""The contract of a model on RecBole, for every entry of the table and for others' own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from recbole.data import create_dataset, data_preparation
+from recbole.data.interaction import Interaction
+from recbole.utils import get_model, get_trainer, init_logger, init_seed
+
+from recbole_llm.host.run import read_config
+
+_RELOAD = """
+import sys
+import numpy as np
+import recbole_llm
+from recbole_llm.testing.models import scores_of
+from recbole.quick_start import load_data_and_model
+_, model, data, *_ = load_data_and_model(sys.argv.pop(1))
+np.save(sys.argv.pop(1), scores_of(model, data))
+"""
+
+
+def check_model(name: str, dataset: str, data_path: Path, folder: Path, **settings: Any) -> None:
+    """All that a model promises, as assertions.
+
+    Shapes, finite values, a padding item of score zero, a fresh tensor for every call, pairs that
+    agree with rows, zeros before fitting, repeatable with one seed, inputs left as they were, and
+    the same scores from a checkpoint in a fresh process.
+
+    Args:
+        name: the model.
+        dataset: a small data set.
+        data_path: the folder that holds it.
+        folder: where checkpoints go.
+        settings: of the model, to make it quick.
+    """
+    model, data, checkpoint = fitted(name, dataset, data_path, folder, **settings)
+    scores = scores_of(model, data)
+    assert scores.shape == (data.user_num, data.item_num)
+    assert scores.dtype == np.float32
+    assert np.isfinite(scores).all()
+    assert not scores[0].any(), "the padding user must score zero"
+    assert not scores[:, 0].any(), "the padding item must score zero"
+    users = torch.arange(data.user_num)
+    model.full_sort_predict(Interaction({data.uid_field: users})).fill_(-np.inf)
+    np.testing.assert_array_equal(scores_of(model, data), scores)
+    items = users % data.item_num
+    pairs = model.predict(Interaction({data.uid_field: users, data.iid_field: items}))
+    np.testing.assert_allclose(pairs.cpu(), scores[users, items], rtol=1e-4, atol=1e-5)
+
+    again, _, _ = fitted(name, dataset, data_path, folder, **settings)
+    np.testing.assert_array_equal(scores_of(again, data), scores)
+    np.testing.assert_allclose(
+        reloaded_scores(checkpoint, folder / f"{name}.npy"), scores, rtol=1e-6, atol=1e-6
+    )
+
+
+def fitted(
+    name: str, dataset: str, data_path: Path, folder: Path, **settings: Any
+) -> tuple[Any, Any, Path]:
+    """A model fitted as RecBole does it: the model, its data set, its checkpoint."""
+    place = {"data_path": str(data_path), "checkpoint_dir": str(folder), "show_progress": False}
+    config = read_config(name, dataset, [], {**place, **settings})
+    init_seed(config["seed"], config["reproducibility"])
+    init_logger(config)
+    data = create_dataset(config)
+    train, valid, _ = data_preparation(config, data)
+    before = {
+        field: values.clone() for field, values in train.dataset.inter_feat.interaction.items()
+    }
+    model = get_model(name)(config, train.dataset).to(config["device"])
+    unfitted = model.predict(Interaction({data.uid_field: [1], data.iid_field: [1]}))
+    assert not unfitted.any(), "RecBole counts FLOPs before fitting: the scores must be zero"
+    trainer = get_trainer(config["MODEL_TYPE"], name)(config, model)
+    trainer.fit(train, valid, saved=True, show_progress=False)
+    for field, values in before.items():
+        assert torch.equal(values, train.dataset.inter_feat[field]), f"fitting changed `{field}`"
+    return model, data, Path(trainer.saved_model_file)
+
+
+def scores_of(model: Any, data: Any) -> NDArray[np.float32]:
+    """Scores of all users for all items, float32 (n_users, n_items)."""
+    users = Interaction({data.uid_field: torch.arange(data.user_num)})
+    return model.full_sort_predict(users).cpu().numpy().reshape(data.user_num, data.item_num)
+
+
+def reloaded_scores(checkpoint: Path, file: Path) -> NDArray[np.float32]:
+    """What the model of a checkpoint scores in a fresh process."""
+    done = subprocess.run(
+        [sys.executable, "-c", _RELOAD, str(checkpoint), str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return np.load(file)

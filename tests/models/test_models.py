@@ -1,0 +1,44 @@
+"""Every registered model keeps the contract."""
+
+import numpy as np
+import pytest
+
+from recbole_llm.model_settings import model_keys
+from recbole_llm.models import MODELS
+from recbole_llm.testing.models import check_model
+
+QUICK = {"signal_search_trials": 2, "weight_trials": 5, "encoder": "lexical"}
+
+
+@pytest.fixture(scope="module")
+def data_path(tmp_path_factory):
+    """60 users, 30 items with titles, two tastes; i29 has no title, i28 no interaction."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("data") / "shop"
+    folder.mkdir()
+    rows = [
+        f"u{user}\ti{item}\t{rng.integers(1, 6)}\t{user * 100 + item}"
+        for user in range(60)
+        for item in rng.choice(28, 9, replace=False)
+        if (user + item) % 2 or rng.random() < 0.2
+    ]
+    head = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
+    (folder / "shop.inter").write_text("\n".join([head, *rows]) + "\n")
+    titles = [
+        f"i{item}\t{['red wool coat', 'steel kitchen knife'][item % 2]}" for item in range(29)
+    ]
+    (folder / "shop.item").write_text(
+        "\n".join(["item_id:token\ttitle:token_seq", *titles, "i29\t"]) + "\n"
+    )
+    (folder / "shop.yaml").write_text(
+        "load_col:\n  inter: [user_id, item_id, rating, timestamp]\n  item: [item_id, title]\n"
+    )
+    return folder.parent
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_model_keeps_the_contract(name, data_path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # RecBole writes its logs there
+    own = {key.name for key in model_keys(MODELS[name].signal_names)}
+    quick = {key: value for key, value in QUICK.items() if key in own}
+    check_model(name, "shop", data_path, tmp_path, **quick)
