@@ -114,15 +114,20 @@ class RankingCollector:
             positive_rows: int64, the row of each item that is wanted.
             positive_items: int64, that item, not masked in its row.
         """
-        # A copy, since the model may write its next scores into the same tensor.
-        waiting = (scores.clone(), users, positive_rows + self._waiting_rows, positive_items)
-        self._waiting.append(tuple(part.to(self.device) for part in waiting))
+        rows = positive_rows + self._waiting_rows
         self._waiting_rows += len(scores)
-        if self._waiting_rows * scores.shape[1] >= self._n_waiting:
+        full = self._waiting_rows * scores.shape[1] >= self._n_waiting
+        # What waits is a copy, since the model may write its next scores into the same tensor.
+        waiting = (scores if full else scores.clone(), users, rows, positive_items)
+        self._waiting.append(tuple(part.to(self.device) for part in waiting))
+        if full:
             self._rank_waiting()
 
     def _rank_waiting(self) -> None:
-        scores, users, rows, items = map(torch.cat, zip(*self._waiting, strict=True))
+        columns = list(zip(*self._waiting, strict=True))
+        scores, users, rows, items = (
+            torch.cat(parts) if len(parts) > 1 else parts[0] for parts in columns
+        )
         self._waiting, self._waiting_rows = [], 0
         n_rows, n_items = scores.shape
         wanted = torch.unique(rows * n_items + items)
@@ -138,7 +143,7 @@ class RankingCollector:
     def _top_and_warm(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The top of all items and of the warm ones, each int64 (n_rows, k)."""
         # Nearly always the best warm items are among somewhat more of the best of all.
-        best = top_items(scores, self._rank, 3 * self.k)
+        best = top_items(scores, self._rank, 2 * self.k)
         is_warm = self._is_warm[best] & (best >= 0)
         warm_first = torch.sort(~is_warm, dim=1, stable=True).indices[:, : self.k]
         warm = best.gather(1, warm_first).masked_fill(~is_warm.gather(1, warm_first), -1)
@@ -148,7 +153,7 @@ class RankingCollector:
         return best[:, : self.k], warm
 
     def _top_of(self, scores: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-        best = top_items(scores[:, candidates], self._rank[candidates], self.k)
+        best = top_items(scores.index_select(1, candidates), self._rank[candidates], self.k)
         return torch.where(best < 0, -1, candidates[best]) if len(candidates) else best
 
     def ranking(self) -> Ranking:

@@ -236,7 +236,8 @@ def _knowing_the_part(evaluate: Any) -> Any:
         # Validation comes with every epoch, and RecBole logs it in its own way.
         if eval_data._sampler.phase == "test":
             for k in self.config["topk"]:
-                metrics = [name for name in METRIC_NAMES if f"all_{name}@{k}" in result]
+                names = (name.lower() for name in self.config["metrics"])
+                metrics = [name for name in names if f"all_{name}@{k}" in result]
                 for line in side_by_side(result, self.eval_collector.users, metrics, k):
                     getLogger().info(line)
         return result

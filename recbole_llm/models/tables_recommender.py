@@ -8,6 +8,7 @@ import torch
 from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType, ModelType
 
+from recbole_llm.errors import SettingsError
 from recbole_llm.evaluation import Metric, Validation
 from recbole_llm.factors import Factors
 from recbole_llm.fitting import FitReport, fit_model
@@ -48,7 +49,14 @@ class TablesRecommender(GeneralRecommender):
     def fit(self, train: TablesDataset, valid: TablesDataset | None) -> None:
         """Fit the tables on the training part; settings and weights on the validation part."""
         data, user_texts = train.training_data(self.settings)
-        validation = valid and Validation.of(data.binary, valid.training_matrix())
+        validation = valid and Validation.of(
+            data.binary, valid.training_matrix(), self.metric.slice_name
+        )
+        if valid and validation is None and self.metric.slice_name:
+            raise SettingsError(
+                f"`valid_metric` is {self.metric}, but the validation part has no user for it; "
+                "choose another one"
+            )
         self.blocks, self.report = fit_model(
             data, validation or None, self.settings, self.metric, self.run, user_texts=user_texts
         )
