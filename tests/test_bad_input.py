@@ -83,7 +83,11 @@ REFUSED = [
     ("good", ["--model=ALS", "--seed=abc"], "`seed` must be a whole number"),
     ("good", ["--model=ALS", "--device=tpu"], "`device`"),
     ("good", ["--model=ALS", "--topk=5000", "--valid_metric=NDCG@5000"], "`topk` is 5000"),
-    ("good", ["--model=ALS", "--metrics=['AUC']"], "`metrics` holds AUC"),
+    (
+        "good",
+        ["--model=ALS", "--metrics=['AUC']", "--eval_args={'mode': 'labeled'}"],
+        "`metrics` holds AUC",
+    ),
     ("good", ["--model=ALS", "--interaction_weight_field=ratng"], "did you mean `rating`?"),
     ("good", ["--model=BPR", "--learning_rat=3"], "did you mean `learning_rate`?"),
     ("good", ["--model=HybridFusion", "--user_text_fields=age"], "no file good.user"),
