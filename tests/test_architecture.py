@@ -11,7 +11,8 @@ HOST = {"host", "models", "cli.py"}
 LAYERS = [
     ["errors", "whole_file"],
     ["settings", "factors", "text", "atomic_files", "table_files"],
-    ["training_data", "scoring", "slices", "importing", "cold_split"],
+    ["training_data", "scoring", "slices", "column_values"],
+    ["importing", "cold_split"],
     ["encoders", "evaluation"],
     ["embedding_cache", "intent", "completion", "cold_metrics"],
     ["signals"],

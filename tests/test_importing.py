@@ -7,18 +7,10 @@ import pandas as pd
 import pytest
 import yaml
 
+from recbole_llm.column_values import feature_type, to_ids, to_strings, to_times
 from recbole_llm.errors import DataError, SettingsError
-from recbole_llm.importing import (
-    ImportOptions,
-    add_arguments,
-    feature_type,
-    import_data,
-    read_table,
-    run,
-    to_ids,
-    to_strings,
-    to_times,
-)
+from recbole_llm.importing import ImportOptions, add_arguments, import_data, run
+from recbole_llm.table_files import read_table
 from recbole_llm.text import read_feature_table
 
 CLICKS = """customerId,sku,date,rating,quantity,event,note
