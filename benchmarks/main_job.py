@@ -1,7 +1,8 @@
 """The main job against EASE, SLIM and ALS, all tuned on validation, on the same splits.
 
 python benchmarks/main_job.py --dataset ml-100k --seeds 2020 2021 2022 2023 2024
-Writes benchmarks/results/main_job-DATASET.md and .json. Every run is a fresh process.
+Writes benchmarks/results/main_job-DATASET.md and .json. Every run is a fresh process. Models that
+`--models` leaves out keep the rows that they have there for the same seeds.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from scipy.stats import t as student
 
 RESULTS = Path(__file__).parent / "results"
 METRIC = "ndcg@10"
+COLD = "HybridFusion, cold cache"
 # ALS and HybridFusion search by themselves; the peers' settings are chosen on validation, too.
 GRIDS = {
     "HybridFusion": [{}],
@@ -97,6 +99,10 @@ def table(args, rows, cold):
     return lines
 
 
+KEPT = ("seed", "chosen", "valid", "test", "signals", "weights", "seconds", "wall_seconds")
+KEPT += ("texts", "peak_memory_mb", "trials_per_second")
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--dataset", default="ml-100k")
@@ -104,20 +110,25 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[2020])
     parser.add_argument("--models", nargs="+", default=list(GRIDS), choices=GRIDS)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as cache:
-        cold = record("HybridFusion", {}, args, args.seeds[0], cache)
-        rows = {
-            model: [best(model, args, seed, cache) for seed in args.seeds] for model in args.models
-        }
-    lines = table(args, rows, cold)
     RESULTS.mkdir(exist_ok=True)
-    kept = ("seed", "chosen", "valid", "test", "signals", "weights", "seconds", "wall_seconds")
-    kept += ("texts", "peak_memory_mb", "trials_per_second")
-    summary = {
-        model: [{key: one[key] for key in kept} for one in records]
-        for model, records in {**rows, "HybridFusion, cold cache": [cold]}.items()
-    }
     name = RESULTS / f"main_job-{args.dataset}"
+    earlier = (
+        json.loads(name.with_suffix(".json").read_text()) if args.models != list(GRIDS) else {}
+    )
+    rows = {
+        model: runs
+        for model, runs in earlier.items()
+        if [run["seed"] for run in runs] == args.seeds or model == COLD
+    }
+    with tempfile.TemporaryDirectory() as cache:
+        if "HybridFusion" in args.models:
+            rows[COLD] = [record("HybridFusion", {}, args, args.seeds[0], cache)]
+        for model in args.models:
+            runs = [best(model, args, seed, cache) for seed in args.seeds]
+            rows[model] = [{key: run[key] for key in KEPT} for run in runs]
+    ordered = {model: rows[model] for model in GRIDS if model in rows}
+    lines = table(args, ordered, rows[COLD][0])
+    summary = {**ordered, COLD: [{key: run[key] for key in KEPT} for run in rows[COLD]]}
     name.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
     name.with_suffix(".md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
