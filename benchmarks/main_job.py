@@ -112,9 +112,8 @@ def main():
     args = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     name = RESULTS / f"main_job-{args.dataset}"
-    earlier = (
-        json.loads(name.with_suffix(".json").read_text()) if args.models != list(GRIDS) else {}
-    )
+    kept = name.with_suffix(".json")
+    earlier = json.loads(kept.read_text()) if args.models != list(GRIDS) and kept.is_file() else {}
     rows = {
         model: runs
         for model, runs in earlier.items()
