@@ -145,7 +145,6 @@ def run_as_command(arguments, folder, log):
 @pytest.fixture(scope="module")
 def outcomes(folder):
     """Exit code and output of every case, each a process forked after the imports."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # tiny data: threads would wait for each other
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["recbole_llm.cli"])
     found = {}
