@@ -12,7 +12,7 @@ LAYERS = [
     ["errors", "whole_file"],
     ["settings", "factors", "text", "atomic_files", "table_files"],
     ["training_data", "scoring", "slices", "column_values"],
-    ["importing", "cold_split"],
+    ["importing", "cold_split", "saved_tables"],
     ["encoders", "evaluation"],
     ["embedding_cache", "intent", "completion", "cold_metrics"],
     ["signals"],
