@@ -13,6 +13,8 @@ LAYERS = [
     ["settings", "factors", "text", "atomic_files", "table_files"],
     ["training_data", "scoring", "slices", "column_values"],
     ["importing", "cold_split", "saved_tables"],
+    ["vectors", "serving"],
+    ["serving_commands"],
     ["encoders", "evaluation"],
     ["embedding_cache", "intent", "completion", "cold_metrics"],
     ["signals"],
