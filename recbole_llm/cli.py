@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from recbole import quick_start
 
-from recbole_llm import cold_split, importing
+from recbole_llm import cold_split, importing, serving_commands
 from recbole_llm.errors import RecboleLLMError, SettingsError
 from recbole_llm.host import split
 from recbole_llm.host.run import run
@@ -24,7 +24,7 @@ def run_recbole_command(arguments: Sequence[str] | None = None) -> int:
 
 
 def recbole_llm_command(arguments: Sequence[str] | None = None) -> int:
-    """``recbole-llm import …`` and ``recbole-llm split …``."""
+    """``recbole-llm import …``, ``split …``, ``recommend …`` and ``export …``."""
     return _guarded(lambda: _recbole_llm(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -122,6 +122,12 @@ def _recbole_llm(arguments: Sequence[str]) -> int:
     )
     cold_split.add_arguments(command)
     command.set_defaults(run=split.run, takes_settings=True)
+    command = commands.add_parser("recommend", help="recommend from a saved model")
+    serving_commands.add_recommend_arguments(command)
+    command.set_defaults(run=serving_commands.recommend, takes_settings=False)
+    command = commands.add_parser("export", help="write vectors for an index of inner products")
+    serving_commands.add_export_arguments(command)
+    command.set_defaults(run=serving_commands.export, takes_settings=False)
     args, rest = parser.parse_known_args(arguments)
     if rest and not args.takes_settings:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

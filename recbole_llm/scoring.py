@@ -9,7 +9,29 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
+from recbole_llm.errors import SettingsError
 from recbole_llm.factors import Factors
+
+
+def find_device(name: str) -> torch.device:
+    """A device by its name, or with ``auto`` the fastest that is there.
+
+    Raises:
+        SettingsError: it is no device, or this machine does not have it.
+    """
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    kind = name.partition(":")[0]
+    if kind not in available:
+        raise SettingsError(f"`device` must be auto, cpu, cuda or mps, got {name!r}")
+    if not available[kind]:
+        raise SettingsError(f"`device` is {name}, which this machine does not have; use auto")
+    return torch.device(name)
 
 
 class Scorer:

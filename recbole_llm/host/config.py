@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from importlib.metadata import version
 from logging import getLogger
 from typing import Any
-
-import torch
 
 from recbole_llm.cold_split import check_no_filters
 from recbole_llm.errors import SettingsError
@@ -14,9 +14,20 @@ from recbole_llm.evaluation import METRIC_NAMES
 from recbole_llm.host.cold_evaluation import apply_cold_eval
 from recbole_llm.host.known_keys import check_keys, recbole_keys
 from recbole_llm.model_settings import model_keys
+from recbole_llm.scoring import find_device
 
 # Read by the host for every model; all else belongs to RecBole or to a model.
 HOST_KEYS = frozenset({"result_file", "device", "cold_eval"})
+_PACKAGES = (
+    "recbole_llm",
+    "recbole",
+    "torch",
+    "numpy",
+    "scipy",
+    "implicit",
+    "lightfm-next",
+    "optuna",
+)
 
 
 def given_settings(config: Any) -> Mapping[str, Any]:
@@ -55,7 +66,7 @@ def prepare(config: Any, *, writes_record: bool = False) -> None:
             "RecBole's own run_recbole function"
         )
     if "device" in given:
-        config["device"] = _device(str(given["device"]))
+        config["device"] = find_device(str(given["device"]))
     if ours and "valid_metric" not in given:
         _set_objective(config)
     apply_cold_eval(config)
@@ -68,20 +79,14 @@ def prepare(config: Any, *, writes_record: bool = False) -> None:
     config["recbole_llm_prepared"] = True
 
 
-def _device(name: str) -> torch.device:
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
-    kind = name.partition(":")[0]
-    if kind not in available:
-        raise SettingsError(f"`device` must be auto, cpu, cuda or mps, got {name!r}")
-    if not available[kind]:
-        raise SettingsError(f"`device` is {name}, which this machine does not have; use auto")
-    return torch.device(name)
+def settings_in_force(config: Any) -> dict[str, Any]:
+    """All settings of a run, as JSON can hold them: of devices and enumerations the names."""
+    return json.loads(json.dumps(config.final_config_dict, default=str))
+
+
+def versions() -> dict[str, str]:
+    """The versions of what a result depends on."""
+    return {name: version(name) for name in _PACKAGES}
 
 
 def _set_objective(config: Any) -> None:

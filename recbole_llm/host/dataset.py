@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,15 @@ class TablesDataset(Dataset):
         """The interactions of this part, CSR float32 (n_users, n_items)."""
         return self._matrix()[0]
 
+    def known_pairs(self) -> sp.csr_matrix:
+        """1 for each pair of user and item in this part, whatever it counts, CSR float32."""
+        feat = self.inter_feat
+        users, items = feat[self.uid_field].numpy(), feat[self.iid_field].numpy()
+        ones = np.ones(len(users), dtype=np.float32)
+        pairs, _ = interaction_matrix(users, items, ones, (self.user_num, self.item_num))
+        pairs.data[:] = 1.0
+        return pairs
+
     def _matrix(self) -> tuple[sp.csr_matrix, NDArray[np.int32] | None]:
         feat = self.inter_feat
         rows = feat[_ROW].numpy()
@@ -170,6 +180,28 @@ class TablesDataset(Dataset):
             field: tuple(compose(table, [field], ids)) for field in categorical_fields(table)
         }
         return tuple(compose(table, chosen, ids)), categories
+
+    def item_titles(self, wished: Sequence[str] | None) -> tuple[str, ...]:
+        """A title of each item for people, n_items, "" where there is none.
+
+        Args:
+            wished: the fields that make an item's text; None: every text-like one. The title is
+                the one of them that is called so, else the first.
+        """
+        ids = self.field2id_token[self.iid_field]
+        try:
+            table = self._feature_file("item", self.iid_field)
+        except DataError as error:
+            # A model that reads no text has been fitted without this file.
+            self.logger.warning(f"no titles: {error}")
+            table = None
+        fields = (
+            [] if table is None else [f for f in wished or text_fields(table) if f in table.columns]
+        )
+        if not fields:
+            return ("",) * len(ids)
+        title = next(f for word in ("title", "name", "") for f in fields if word in f.lower())
+        return tuple(compose(table, [title], ids))
 
     def _user_texts(self, settings: ModelSettings) -> tuple[str, ...]:
         fields = settings.text.user_text_fields

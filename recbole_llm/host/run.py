@@ -7,7 +7,6 @@ import os
 import resource
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from logging import getLogger
 from pathlib import Path
 from time import perf_counter
@@ -21,21 +20,10 @@ from recbole.utils import get_model, get_trainer, init_logger, init_seed
 
 from recbole_llm.errors import DataError, SettingsError, did_you_mean
 from recbole_llm.fitting import FitReport
-from recbole_llm.host.config import prepare
+from recbole_llm.host.config import prepare, settings_in_force, versions
 from recbole_llm.host.known_keys import model_names
 from recbole_llm.text import parse_head
 from recbole_llm.whole_file import whole_file
-
-_VERSIONS = (
-    "recbole_llm",
-    "recbole",
-    "torch",
-    "numpy",
-    "scipy",
-    "implicit",
-    "lightfm-next",
-    "optuna",
-)
 
 
 class UnroundedEvaluator(Evaluator):
@@ -170,8 +158,7 @@ def _record(
         "model": config["model"],
         "dataset": config["dataset"],
         "seed": config["seed"],
-        # Devices and enumerations are no JSON: their names.
-        "settings": json.loads(json.dumps(config.final_config_dict, default=str)),
+        "settings": settings_in_force(config),
         "valid": valid,
         "test": test,
         "signals": report.signals,
@@ -182,7 +169,7 @@ def _record(
         "texts": report.texts,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         / (2**20 if sys.platform == "darwin" else 2**10),
-        "versions": {name: version(name) for name in _VERSIONS},
+        "versions": versions(),
     }
 
 

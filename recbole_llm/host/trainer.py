@@ -7,6 +7,8 @@ from typing import Any
 
 from recbole.trainer import TraditionalTrainer
 
+from recbole_llm.host.config import settings_in_force, versions
+from recbole_llm.saved_tables import SavedTables, tables_folder, write_tables
 from recbole_llm.whole_file import whole_file
 
 
@@ -23,8 +25,33 @@ class TablesTrainer(TraditionalTrainer):
         return 0.0
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-        target = kwargs.pop("saved_model_file", self.saved_model_file)
-        with whole_file(Path(target)) as unfinished:
+        target = Path(kwargs.pop("saved_model_file", self.saved_model_file))
+        with whole_file(target) as unfinished:
             super()._save_checkpoint(epoch, False, saved_model_file=unfinished, **kwargs)
+        saved = [str(target)]
+        if self.model.blocks:  # RecBole also saves before fitting, where `epochs` is 0
+            folder = tables_folder(target)
+            write_tables(folder, self._tables())
+            saved.append(str(folder))
         if verbose:
-            self.logger.info(f"saved {target}")
+            self.logger.info(f"saved {' and '.join(saved)}")
+
+    def _tables(self) -> SavedTables:
+        """The fitted model as it is served: RecBole's own checkpoint is a pickle."""
+        train, report = self._parts[0], self.model.report
+        return SavedTables(
+            blocks=self.model.blocks,
+            user_ids=tuple(map(str, train.field2id_token[train.uid_field])),
+            item_ids=tuple(map(str, train.field2id_token[train.iid_field])),
+            item_titles=train.item_titles(self.model.settings.text.item_text_fields),
+            known=train.known_pairs(),
+            facts={
+                "model": self.config["model"],
+                "dataset": self.config["dataset"],
+                "seed": self.config["seed"],
+                "settings": settings_in_force(self.config),
+                "signal_settings": report.settings,
+                "weights": report.weights,
+                "versions": versions(),
+            },
+        )

@@ -15,6 +15,8 @@ from recbole.data.interaction import Interaction
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
 
 from recbole_llm.host.run import read_config
+from recbole_llm.saved_tables import SavedTables, read_tables
+from recbole_llm.scoring import Scorer
 
 _RELOAD = """
 import sys
@@ -32,7 +34,7 @@ def check_model(name: str, dataset: str, data_path: Path, folder: Path, **settin
 
     Shapes, finite values, a padding item of score zero, a fresh tensor for every call, pairs that
     agree with rows, zeros before fitting, repeatable with one seed, inputs left as they were, and
-    the same scores from a checkpoint in a fresh process.
+    the same scores from a checkpoint in a fresh process, and from the tables beside it.
 
     Args:
         name: the model.
@@ -60,6 +62,16 @@ def check_model(name: str, dataset: str, data_path: Path, folder: Path, **settin
     np.testing.assert_allclose(
         reloaded_scores(checkpoint, folder / f"{name}.npy"), scores, rtol=1e-6, atol=1e-6
     )
+    _check_tables(read_tables(checkpoint), data, scores)
+
+
+def _check_tables(tables: SavedTables, data: Any, scores: NDArray[np.float32]) -> None:
+    """What is served is the model: its scores, with the words of the data set's files."""
+    users = torch.arange(data.user_num)
+    np.testing.assert_array_equal(Scorer(tables.blocks, "cpu").scores(users), scores)
+    assert list(tables.user_ids) == list(data.field2id_token[data.uid_field])
+    assert list(tables.item_ids) == list(data.field2id_token[data.iid_field])
+    assert len(tables.item_titles) == data.item_num
 
 
 def fitted(

@@ -1,0 +1,245 @@
+"""A fitted model as a folder of plain arrays: what serving reads, without pickle or data set.
+
+``NAME.tables/`` stands beside RecBole's ``NAME.pth``. Every array is a ``.npy`` file of its own, so
+that a large table is mapped and not read; words are JSON lists; ``tables.json`` says what belongs
+together, with the size and SHA-256 of every file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import scipy.sparse as sp
+
+from recbole_llm.atomic_files import new_folder
+from recbole_llm.errors import DataError, did_you_mean
+from recbole_llm.factors import Factors, Index
+
+SUFFIX = ".tables"
+
+_MANIFEST = "tables.json"
+_FORMAT = 1
+# Below this a file is read at once: a map costs a file handle, and an empty file has none.
+_MAPPED_BYTES = 1 << 20
+_WORDS = ("user_ids", "item_ids", "item_titles")
+
+
+@dataclass(frozen=True, eq=False)
+class SavedTables:
+    """All that it takes to recommend.
+
+    Attributes:
+        blocks: tables whose scores add up to the model's.
+        user_ids: n_users ids as the data set's files have them; the first is RecBole's padding.
+        item_ids: n_items ids likewise.
+        item_titles: n_items titles, "" where an item has none.
+        known: CSR float32 (n_users, n_items), 1 for each pair of the training part.
+        facts: what the tables came from (``model``, ``dataset``, ``seed``, ``settings``, …), fit
+            for JSON.
+    """
+
+    blocks: tuple[Factors, ...]
+    user_ids: tuple[str, ...]
+    item_ids: tuple[str, ...]
+    item_titles: tuple[str, ...]
+    known: sp.csr_matrix
+    facts: Mapping[str, Any]
+
+    @cached_property
+    def user_counts(self) -> Index:
+        """Training interactions of each user, int64 (n_users,)."""
+        return np.diff(self.known.indptr).astype(np.int64)
+
+    @cached_property
+    def item_counts(self) -> Index:
+        """Training interactions of each item, int64 (n_items,)."""
+        return np.bincount(self.known.indices, minlength=self.known.shape[1]).astype(np.int64)
+
+
+def tables_folder(checkpoint: Path) -> Path:
+    """Where the tables of a checkpoint ``NAME.pth`` lie."""
+    return checkpoint.with_suffix(SUFFIX)
+
+
+def write_tables(folder: Path, tables: SavedTables) -> None:
+    """Write a folder of tables, whole or not at all; an older one of the name is replaced.
+
+    Args:
+        folder: its place.
+        tables: what goes into it.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    try:
+        with new_folder(folder, overwrite=True) as filling:
+            blocks = [_write_block(filling, number, b) for number, b in enumerate(tables.blocks)]
+            known = _write_rows(filling, "known", tables.known)
+            for name in _WORDS:
+                words = json.dumps(getattr(tables, name))
+                (filling / f"{name}.json").write_text(words, encoding="ascii")
+            manifest: dict[str, Any] = {
+                "format": _FORMAT,
+                "facts": dict(tables.facts),
+                "blocks": blocks,
+                "known": known,
+                "files": {
+                    file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+                    for file in sorted(filling.iterdir())
+                },
+            }
+            manifest["fingerprint"] = _fingerprint(manifest)
+            (filling / _MANIFEST).write_text(
+                json.dumps(manifest, indent=2) + "\n", encoding="ascii"
+            )
+    except OSError as error:
+        raise DataError(f"cannot write {folder}: {error.strerror or error}") from error
+
+
+def read_tables(path: Path) -> SavedTables:
+    """Read the tables of a checkpoint; large ones are mapped into memory.
+
+    Args:
+        path: a ``.pth`` file, of which only the tables beside it are read, or their folder.
+
+    Returns:
+        The tables; writing into them leaves the files as they are.
+
+    Raises:
+        DataError: there are no tables, or they are damaged or of another version.
+    """
+    folder = _find_folder(path)
+    manifest = _read_manifest(folder)
+    try:
+        _check_files(folder, manifest["files"])
+        user_ids, item_ids, titles = (
+            tuple(json.loads((folder / f"{name}.json").read_bytes())) for name in _WORDS
+        )
+        blocks = tuple(
+            _read_block(folder, number, fields) for number, fields in enumerate(manifest["blocks"])
+        )
+        known = _read_rows(folder, "known", manifest["known"])
+    # All that a file which is not what was written can raise.
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise _damaged(folder, " ".join(str(error).split())) from error
+    return SavedTables(blocks, user_ids, item_ids, titles, known, manifest["facts"])
+
+
+def _find_folder(path: Path) -> Path:
+    folder = path if path.suffix == SUFFIX else tables_folder(path)
+    if folder.is_dir():
+        return folder
+    if not path.exists():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DataError(f"there is no checkpoint {path}{did_you_mean(path.name, siblings)}")
+    if path.suffix == ".pth":
+        raise DataError(
+            f"{path} has no folder {folder.name} beside it: keep the two together; models that are "
+            "not of recbole_llm have none and cannot be served by it"
+        )
+    raise DataError(f"{path} is no checkpoint; name a .pth file or the {SUFFIX} folder beside it")
+
+
+def _read_manifest(folder: Path) -> Any:
+    file = folder / _MANIFEST
+    if not file.is_file():
+        raise DataError(f"{folder} is no checkpoint of recbole_llm: it has no {_MANIFEST}")
+    try:
+        manifest = json.loads(file.read_bytes())
+        version = manifest["format"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise _damaged(folder, f"{_MANIFEST} cannot be read") from error
+    if version != _FORMAT:
+        raise DataError(
+            f"{folder} has format {version}, and this version of recbole_llm reads {_FORMAT}; "
+            "train the model again, or use the version that wrote it"
+        )
+    if manifest.get("fingerprint") != _fingerprint(manifest):
+        raise _damaged(folder, f"{_MANIFEST} was changed")
+    return manifest
+
+
+def _check_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, written in files.items():
+        file = folder / name
+        if not file.is_file():
+            raise ValueError(f"{name} is missing")
+        size = file.stat().st_size
+        if size != written["bytes"]:
+            raise ValueError(f"{name} has {size:,} of {written['bytes']:,} bytes")
+        if _sha256(file) != written["sha256"]:
+            raise ValueError(f"the checksum of {name} is wrong")
+
+
+def _damaged(folder: Path, reason: str) -> DataError:
+    return DataError(f"{folder} is damaged ({reason}); copy it again, or train the model again")
+
+
+def _write_block(folder: Path, number: int, block: Factors) -> dict[str, Any]:
+    """Each field of a block by itself, so that fields yet to come need no code here."""
+    fields = {}
+    for field in dataclasses.fields(block):
+        value = getattr(block, field.name)
+        is_rows = isinstance(value, np.ndarray) or sp.issparse(value)
+        name = f"block{number}.{field.name}"
+        fields[field.name] = _write_rows(folder, name, value) if is_rows else {"value": value}
+    return fields
+
+
+def _read_block(folder: Path, number: int, fields: Mapping[str, Any]) -> Factors:
+    unknown = fields.keys() - {field.name for field in dataclasses.fields(Factors)}
+    if unknown:
+        raise ValueError(f"it has an unknown table `{min(unknown)}`")
+    return Factors(
+        **{
+            name: written["value"]
+            if "value" in written
+            else _read_rows(folder, f"block{number}.{name}", written)
+            for name, written in fields.items()
+        }
+    )
+
+
+def _write_rows(folder: Path, name: str, rows: Any) -> dict[str, Any]:
+    if not sp.issparse(rows):
+        np.save(folder / f"{name}.npy", rows, allow_pickle=False)
+        return {"shape": rows.shape}
+    rows = rows.tocsr()
+    for part in ("data", "indices", "indptr"):
+        np.save(folder / f"{name}.{part}.npy", getattr(rows, part), allow_pickle=False)
+    return {"shape": rows.shape, "sparse": True}
+
+
+def _read_rows(folder: Path, name: str, written: Mapping[str, Any]) -> Any:
+    if not written.get("sparse"):
+        return _read_array(folder / f"{name}.npy")
+    parts = (_read_array(folder / f"{name}.{part}.npy") for part in ("data", "indices", "indptr"))
+    return sp.csr_matrix(tuple(parts), shape=tuple(written["shape"]))
+
+
+def _read_array(file: Path) -> Any:
+    # Copy on write, not read-only: torch warns of arrays that it must not write into.
+    mode: Literal["c"] | None = "c" if file.stat().st_size > _MAPPED_BYTES else None
+    return np.asarray(np.load(file, mmap_mode=mode, allow_pickle=False))
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while block := content.read(_MAPPED_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _fingerprint(manifest: Mapping[str, Any]) -> str:
+    """One name for all that is in the folder."""
+    rest = {key: value for key, value in manifest.items() if key != "fingerprint"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
