@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
@@ -178,8 +178,19 @@ def _sliced(
     return sliced, kinds[chosen.candidates]
 
 
+class Scores(Protocol):
+    """What gives scores of users for all items, such as a Scorer."""
+
+    device: torch.device
+    n_items: int
+
+    def scores(self, users: torch.Tensor) -> torch.Tensor:
+        """A new float32 tensor (len(users), n_items)."""
+        ...
+
+
 def masked_scores(
-    scorer: Scorer, validation: Validation, *, memory_bytes: int = 1 << 27
+    scorer: Scores, validation: Validation, *, memory_bytes: int = 1 << 27
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """Batches of (slice of ``validation.users``, their scores with known items at -inf)."""
     for part in batches(

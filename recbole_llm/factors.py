@@ -188,6 +188,52 @@ def concatenate(factors: Sequence[Factors], weights: Sequence[float]) -> tuple[F
     return tuple(blocks)
 
 
+def gated(
+    factors: Sequence[Factors], gains: Sequence[Table], constant: Table
+) -> tuple[Factors, ...]:
+    """The weighted sum of signals with weights that differ by item, as tables.
+
+    Args:
+        factors: the signals, of the same users and items.
+        gains: float32 (n_items,) for each, what its score of an item is multiplied by; a signal
+            of gains zero is left out.
+        constant: float32 (n_items,), added to an item's score; 0 for padding.
+
+    Returns:
+        Blocks as of :func:`concatenate`. A dense item table of sparse user rows, which can fill
+        the memory, is scaled in place.
+    """
+    column = np.ones((factors[0].n_users, 1), dtype=np.float32)
+    column[0] = 0
+    users, items = [column], [constant[:, None]]
+    blocks = []
+    for f, gain in zip(factors, gains, strict=True):
+        if not gain.any():
+            continue
+        users.append(f.offset[:, None])
+        items.append((f.known * gain)[:, None])
+        if not f.is_sparse:
+            users.append(f.users)
+            items.append(f.items * gain[:, None])
+            continue
+        rows = f.items
+        if sp.issparse(rows):
+            rows = (sp.diags(gain) @ rows).tocsr().astype(np.float32)
+        else:
+            rows *= gain[:, None]
+        blocks.append(Factors(f.users, rows, f.known, np.zeros_like(f.offset)))
+    known = np.logical_or.reduce([f.known for f in factors])
+    return (
+        Factors(
+            np.hstack(users).astype(np.float32),
+            np.hstack(items).astype(np.float32),
+            known,
+            np.zeros(len(column), dtype=np.float32),
+        ),
+        *blocks,
+    )
+
+
 def unit_rows(rows: Table) -> Table:
     """Rows scaled to length 1; zero rows stay zero."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)

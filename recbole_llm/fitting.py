@@ -7,27 +7,39 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
+
+from recbole_llm.completion import (
+    TextFeatures,
+    complete,
+    complete_users,
+    completion_map,
+    text_features,
+)
 from recbole_llm.embedding_cache import EmbeddingCache, default_folder, encode_cached
 from recbole_llm.encoders import EncoderOptions, build
 from recbole_llm.errors import DataError
 from recbole_llm.evaluation import Metric, Validation, evaluate
 from recbole_llm.factors import Factors, Rows, standardise
-from recbole_llm.fusion import FUSIONS
+from recbole_llm.fusion import FUSIONS, Evidence, Judged, Situation, exposure_table
 from recbole_llm.model_settings import ModelSettings
 from recbole_llm.settings import RunOptions, TextSettings
 from recbole_llm.signals import Signal, SkippedSignal
-from recbole_llm.training_data import TrainingData
+from recbole_llm.training_data import TrainingData, without_items
 from recbole_llm.tuning.signal_search import search_signal, search_space
 from recbole_llm.tuning.weights import tune_weights
 
 logger = logging.getLogger(__name__)
+
+# One in so many of the warm items is made cold to find the weights of cold ones.
+_FOLDS = 5
 
 
 @dataclass
@@ -38,7 +50,10 @@ class FitReport:
         metric: the objective, such as ``ndcg@10``; None without validation rows.
         signals: label -> the signal's own validation metric (None without validation rows).
         settings: label -> the signal's settings in force, searched ones included.
-        weights: label -> share of the fused score.
+        weights: label -> share of the fused score; of warm items' under the warmth gate.
+        cold_weights: label -> share of a cold item's score; empty where they are treated alike.
+        cold_level: what is added to a cold item's fused z-score; None likewise.
+        exposure: what other levels would give, see :class:`~recbole_llm.fusion.Fused`.
         fused: the fused validation metric on the users that the weights were tuned on.
         seconds: phase -> seconds.
         texts: distinct texts ``encoded`` now, and ``cached`` before.
@@ -49,6 +64,9 @@ class FitReport:
     signals: dict[str, float | None] = field(default_factory=dict)
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
+    cold_weights: dict[str, float] = field(default_factory=dict)
+    cold_level: float | None = None
+    exposure: list[dict[str, float | None]] = field(default_factory=list)
     fused: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     texts: dict[str, int] = field(default_factory=lambda: {"encoded": 0, "cached": 0})
@@ -94,11 +112,25 @@ def fit_model(
     if settings.uses_embeddings:
         with report.timed("encode"):
             data = _with_embeddings(data, user_texts, settings.text, run, report)
+    texts = _Texts.of(data)
     with report.timed("signals"):
-        factors = _fit_signals(data, validation, settings, metric, run, report)
+        fitted = _fit_signals(data, texts, validation, settings, metric, run, report)
     with report.timed("tune"):
-        blocks = _fuse(factors, validation, settings, metric, run, report)
+        blocks = _fuse(fitted, data, texts, validation, settings, metric, run, report)
     return blocks, report
+
+
+@dataclass(frozen=True, eq=False)
+class _Texts:
+    """What completion reads: the features of items' and of users' texts, None without any."""
+
+    items: TextFeatures | None
+    users: TextFeatures | None
+
+    @classmethod
+    def of(cls, data: TrainingData) -> _Texts:
+        both = (data.item_embeddings, data.user_embeddings)
+        return cls(*(text_features(rows) if rows else None for rows in both))
 
 
 def _with_embeddings(
@@ -138,13 +170,14 @@ def _open_cache(setting: str | None) -> EmbeddingCache | None:
 
 def _fit_signals(
     data: TrainingData,
+    texts: _Texts,
     validation: Validation | None,
     settings: ModelSettings,
     metric: Metric,
     run: RunOptions,
     report: FitReport,
-) -> dict[str, Factors]:
-    fitted: dict[str, Factors] = {}
+) -> dict[str, tuple[Signal, Factors]]:
+    fitted: dict[str, tuple[Signal, Factors]] = {}
     skipped: dict[str, str] = {}
     for name, configured in settings.signals.items():
         fixed = settings.fixed[name]
@@ -158,7 +191,8 @@ def _fit_signals(
                 skipped[label] = str(reason)
                 logger.warning(f"{label}: left out, {reason}")
                 continue
-            fitted[label] = factors
+            factors = _for_all(signal, factors, data, texts, run)
+            fitted[label] = signal, factors
             value = evaluate([factors], validation, metric, run.device) if validation else None
             report.signals[label] = value
             report.settings[label] = dataclasses.asdict(signal)  # type: ignore[call-overload]
@@ -182,7 +216,8 @@ def _fit_one(
     n_trials = settings.search.signal_search_trials
     space = search_space(signal, fixed)
     if validation is None or not n_trials or not space:
-        return signal, standardise(signal.fit(data, run)), ""
+        signal = signal.settle(data, run)
+        return signal, signal.fit(data, run), ""
     found = search_signal(
         label, signal, data, validation, metric, run, n_trials=n_trials, fixed=fixed
     )
@@ -190,44 +225,109 @@ def _fit_one(
     return found.signal, found.factors, f", best of {n_trials} settings ({chosen})"
 
 
+def _for_all(
+    signal: Signal, factors: Factors, data: TrainingData, texts: _Texts, run: RunOptions
+) -> Factors:
+    """A signal's z-scores, with rows for the users and items that it has not seen."""
+    if not signal.completed:
+        return standardise(factors)
+    user_counts = np.diff(data.interactions.indptr).astype(np.int64)
+    factors = standardise(complete_users(factors, user_counts, texts.users, seed=run.seed))
+    if texts.items is None or not (texts.items.has_text & ~factors.known).any():
+        return factors
+    ridge = completion_map(factors, texts.items, data.item_counts, seed=run.seed)
+    return complete(factors, ridge, texts.items) if ridge else factors
+
+
+def _as_if_cold(
+    fitted: Mapping[str, tuple[Signal, Factors]],
+    data: TrainingData,
+    texts: _Texts,
+    run: RunOptions,
+    report: FitReport,
+) -> Situation | None:
+    """The signals as they would be if a fifth of the warm items with a text were new."""
+    if texts.items is None:
+        return None
+    start = perf_counter()
+    members = np.flatnonzero(data.warm_items & texts.items.has_text)
+    fold = np.random.default_rng(run.seed).permutation(members)[: len(members) // _FOLDS]
+    held = np.zeros(data.n_items, dtype=bool)
+    held[fold] = True
+    rest = without_items(data, held)
+    factors = {}
+    for label, (signal, _) in fitted.items():
+        try:
+            factors[label] = _for_all(signal, signal.fit(rest, run), rest, texts, run)
+        except SkippedSignal:
+            return None
+    logger.info(
+        f"fitted again as if {len(fold):,} warm items were cold [{perf_counter() - start:.1f}s]"
+    )
+    return Situation(factors, rest.binary, without_items(data, ~held).binary)
+
+
 def _fuse(
-    factors: Mapping[str, Factors],
+    fitted: Mapping[str, tuple[Signal, Factors]],
+    data: TrainingData,
+    texts: _Texts,
     validation: Validation | None,
     settings: ModelSettings,
     metric: Metric,
     run: RunOptions,
     report: FitReport,
 ) -> tuple[Factors, ...]:
-    fusion = FUSIONS[settings.fusion.fusion]
-    parameters = fusion.starts(list(factors))[0]
-    if len(factors) > 1 and validation is None:
-        logger.info("no validation rows: the signals count equally")
-    elif len(factors) > 1 and settings.fusion.weight_trials:
-        assert validation is not None
+    def tune(sets: Sequence[Judged], *, robust: bool = False) -> Mapping[str, float]:
+        if not sets or len(sets[0].factors) < 2 or not settings.fusion.weight_trials:
+            return {}
         tuned = tune_weights(
-            factors,
-            validation,
-            fusion,
-            metric,
+            sets,
+            objective,
             run,
             n_trials=settings.fusion.weight_trials,
             memory_gb=settings.fusion.tuning_memory_gb,
+            robust=robust,
         )
-        parameters = tuned.parameters
         report.trials_per_second = tuned.trials_per_second
-    blocks = fusion.fuse(parameters, list(factors.values()))
-    report.weights = dict(fusion.weights(parameters))
-    if len(factors) > 1 and validation is not None:
-        report.fused = evaluate(blocks, validation, metric, run.device)
-        _log_shares(report, metric)
-    return blocks
+        return tuned.weights
 
-
-def _log_shares(report: FitReport, metric: Metric) -> None:
-    best = max(report.signals, key=lambda label: report.signals[label] or 0.0)
-    shares = ", ".join(f"{label} {weight:.2f}" for label, weight in report.weights.items())
-    logger.info(f"weights: {shares}")
-    logger.info(
-        f"fused: {metric} {report.fused:.4f} on the validation split; "
-        f"the best signal alone, {best}, has {report.signals[best]:.4f}"
+    objective = dataclasses.replace(metric, slice_name="")
+    if len(fitted) > 1 and validation is None:
+        logger.info("no validation rows: the signals count equally")
+    factors = {label: signal_factors for label, (_, signal_factors) in fitted.items()}
+    evidence = Evidence(
+        Situation(factors, data.binary, validation and validation.positives),
+        lambda: _as_if_cold(fitted, data, texts, run, report),
+        tune,
+        objective,
+        run,
     )
+    rule = FUSIONS[settings.fusion.fusion]
+    fused = rule.fit(evidence, settings.fusion.cold_exposure)
+    report.weights = dict(fused.weights)
+    report.cold_weights = dict(fused.cold_weights)
+    report.cold_level = fused.cold_level
+    report.exposure = [dict(point) for point in fused.exposure]
+    if len(factors) > 1 and validation is not None:
+        report.fused = evaluate(fused.blocks, validation, metric, run.device)
+    _log(report, metric)
+    return fused.blocks
+
+
+def _log(report: FitReport, metric: Metric) -> None:
+    if len(report.weights) > 1:
+        logger.info(f"weights: {_listed(report.weights)}")
+    if report.cold_level is not None:
+        logger.info(f"weights of cold items: {_listed(report.cold_weights)}")
+        for line in exposure_table(report.exposure, report.cold_level, metric):
+            logger.info(line)
+    if report.fused is not None:
+        best = max(report.signals, key=lambda label: report.signals[label] or 0.0)
+        logger.info(
+            f"fused: {metric} {report.fused:.4f} on the validation split; "
+            f"the best signal alone, {best}, has {report.signals[best]:.4f}"
+        )
+
+
+def _listed(weights: Mapping[str, float]) -> str:
+    return ", ".join(f"{label} {weight:.2f}" for label, weight in weights.items())

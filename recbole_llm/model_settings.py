@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recbole_llm.errors import SettingsError, did_you_mean
-from recbole_llm.fusion import FUSIONS
+from recbole_llm.fusion import FUSIONS, parse_exposure
 from recbole_llm.settings import (
     FusionSettings,
     HistorySettings,
@@ -111,6 +111,7 @@ def read_model_settings(
             f"`fusion` must be one of {', '.join(FUSIONS)}, got {fusion.fusion!r}"
             + did_you_mean(fusion.fusion, FUSIONS)
         )
+    parse_exposure(fusion.cold_exposure)
     return ModelSettings(
         signals={
             name: read_section(SIGNALS[name], given, prefix=f"{name}_") for name in signal_names

@@ -263,7 +263,17 @@ class SearchSettings:
 class FusionSettings:
     """How signals are put together."""
 
-    fusion: str = setting("weighted_sum", "Fusion rule: weighted_sum.", key="fusion")
+    fusion: str = setting(
+        "warmth_gate",
+        "Fusion rule: weighted_sum, or warmth_gate (weights of their own for cold items).",
+        key="fusion",
+    )
+    cold_exposure: str = setting(
+        "auto",
+        "How readily cold items stand beside warm ones: auto (what validates best), a number "
+        "(added to a cold item's score), or a share of the top 10, such as 10%.",
+        key="cold_exposure",
+    )
     weight_trials: int = setting(
         150, "Fusion weights that Optuna tries; 0: equal weights.", at_least=0
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -71,6 +71,18 @@ class TrainingData:
     def warm_items(self) -> Mask:
         """Items with a training interaction, bool (n_items,)."""
         return self.item_counts > 0
+
+
+def without_items(data: TrainingData, items: Mask) -> TrainingData:
+    """The data as they were before anyone interacted with some items, bool (n_items,)."""
+    matrix = data.interactions
+    kept = ~items[matrix.indices]
+    before = np.r_[0, np.cumsum(kept)]
+    interactions = sp.csr_matrix(
+        (matrix.data[kept], matrix.indices[kept], before[matrix.indptr]), shape=matrix.shape
+    )
+    age = None if data.age is None else data.age[kept]
+    return replace(data, interactions=interactions, age=age)
 
 
 def entries(matrix: sp.csr_matrix) -> tuple[Index, Index]:

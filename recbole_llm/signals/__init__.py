@@ -12,6 +12,7 @@ from recbole_llm.signals.item_item import ItemItemSignal
 from recbole_llm.signals.lightfm import LightFMSignal
 from recbole_llm.signals.popularity import PopularitySignal
 from recbole_llm.signals.text_intent import TextIntentSignal
+from recbole_llm.signals.text_map import TextMapSignal
 
 __all__ = ["SIGNALS", "Signal", "SkippedSignal", "register"]
 
@@ -20,6 +21,7 @@ SIGNALS: dict[str, type[Signal]] = {
     "lightfm": LightFMSignal,
     "item_item": ItemItemSignal,
     "text_intent": TextIntentSignal,
+    "text_map": TextMapSignal,
     "popularity": PopularitySignal,
 }
 

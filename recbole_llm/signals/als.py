@@ -36,6 +36,7 @@ class ALSSignal(SingleSignal):
     )
     iterations: int = setting(15, "Alternating sweeps of ALS.", at_least=1)
 
+    completed: ClassVar[bool] = True
     seeded: ClassVar[bool] = True
     # Dense films want a strong penalty, sparse shops a high confidence; the penalty and the
     # confidence trade off along the line between them.

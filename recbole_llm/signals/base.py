@@ -24,11 +24,13 @@ class Signal(Protocol):
         starts: settings known to be good on some kind of data; a search tries them first.
         uses_text: whether it reads the items' texts.
         uses_embeddings: whether it reads them encoded.
+        completed: whether users and items that it has not seen get their rows from their texts.
         seeded: whether its tables start at random, so that another seed gives others.
     """
 
     uses_text: ClassVar[bool]
     uses_embeddings: ClassVar[bool]
+    completed: ClassVar[bool]
     seeded: ClassVar[bool]
     starts: ClassVar[Sequence[Mapping[str, Any]]]
 
@@ -37,6 +39,14 @@ class Signal(Protocol):
 
         Must be repeatable for one ``run.seed``, leave ``data`` as it is, and give finite tables
         whose row 0 is zero.
+
+        Raises:
+            SkippedSignal: the data lack what the signal needs.
+        """
+        ...
+
+    def settle(self: SomeSignal, data: TrainingData, run: RunOptions) -> SomeSignal:
+        """The settings with what :meth:`fit` would find out from the data by itself fixed.
 
         Raises:
             SkippedSignal: the data lack what the signal needs.
@@ -53,8 +63,13 @@ class SingleSignal:
 
     uses_text: ClassVar[bool] = False
     uses_embeddings: ClassVar[bool] = False
+    completed: ClassVar[bool] = False
     seeded: ClassVar[bool] = False
     starts: ClassVar[Sequence[Mapping[str, Any]]] = ()
+
+    def settle(self: SomeSignal, data: TrainingData, run: RunOptions) -> SomeSignal:
+        """Itself: it finds out nothing."""
+        return self
 
     def variants(self: SomeSignal, name: str, encoders: Sequence[str]) -> dict[str, SomeSignal]:
         """Itself, under its own name."""

@@ -6,6 +6,7 @@ Source: Steck, "Embarrassingly Shallow Autoencoders for Sparse Data" (EASE), 201
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import scipy.sparse as sp
@@ -30,6 +31,8 @@ class ItemItemSignal(SingleSignal):
     memory_gb: float = setting(
         4.0, "Largest item-item matrix; past it the signal is left out.", above=0.0
     )
+
+    completed: ClassVar[bool] = True
 
     def fit(self, data: TrainingData, run: RunOptions) -> Factors:
         """Invert the items' Gram matrix.

@@ -35,6 +35,7 @@ class LightFMSignal(SingleSignal):
     )
 
     uses_text: ClassVar[bool] = True
+    completed: ClassVar[bool] = True
     seeded: ClassVar[bool] = True
 
     def fit(self, data: TrainingData, run: RunOptions) -> Factors:

@@ -21,7 +21,7 @@ _SEARCH_USERS = 4000
 
 @dataclass(frozen=True)
 class Found:
-    """The best of the settings tried: the signal, its standardised tables, and its metric."""
+    """The best of the settings tried: the signal, its tables as it learned them, its metric."""
 
     signal: Signal
     factors: Factors
@@ -75,8 +75,8 @@ def search_signal(
     def objective(values: dict[str, Any]) -> float:
         nonlocal best
         candidate = with_settings(signal, values)
-        factors = standardise(candidate.fit(data, run))
-        value = evaluate([factors], sample, metric, run.device)
+        factors = candidate.fit(data, run)
+        value = evaluate([standardise(factors)], sample, metric, run.device)
         if best is None or value > best.value:
             best = Found(candidate, factors, value, n_trials)
         return value

@@ -1,0 +1,460 @@
+"""Completion: rows for what a signal never saw, by ridge regression from text.
+
+The rows that a signal has learned are regressed on the features of their texts, by all encoders
+at once, each row weighted by how much data stands behind it. A cold item's row is then what the
+regression says of its text. Everything is matrix-free: sparse features are never made dense.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from recbole_llm.factors import Factors, Index, Mask, Rows, Table, batches
+
+# What a sparse block's words count beside a dense block's vector in the squared length of a
+# feature row, and the interactions at which a row is trusted half: both flat optima.
+_WORDS_SHARE = 0.7
+_HALF_TRUST = 5.0
+_PENALTIES = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3)
+_HELD_OUT = 0.2
+_TOLERANCE = 1e-3
+_MOST_STEPS = 300
+_MEAN_ENTRIES = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class TextFeatures:
+    """What all encoders say of the same texts, side by side.
+
+    Attributes:
+        blocks: one table of unit rows (n, d_b) per encoder, dense or CSR float32.
+        has_text: bool (n,), rows that are not zero in every block.
+    """
+
+    blocks: tuple[Rows, ...]
+    has_text: Mask
+
+    def __getitem__(self, rows: Index | Mask) -> TextFeatures:
+        """The features of some rows, by number or mask."""
+        return TextFeatures(tuple(block[rows] for block in self.blocks), self.has_text[rows])
+
+    def product(self, weights: Iterable[Table]) -> Table:
+        """``Σ_b block_b @ weights_b``, float32 (n, k)."""
+        parts = (block @ table for block, table in zip(self.blocks, weights, strict=True))
+        return np.asarray(sum(parts), dtype=np.float32)
+
+    def transposed_product(self, rows: Table) -> tuple[Table, ...]:
+        """``block_bᵀ @ rows`` of every block, each float32 (d_b, k)."""
+        return tuple(np.asarray(block.T @ rows, dtype=np.float32) for block in self.blocks)
+
+
+def text_features(embeddings: Mapping[str, Rows]) -> TextFeatures:
+    """The features of items or users from their embeddings by all encoders.
+
+    Args:
+        embeddings: encoder's name -> unit rows (n, d), zero where there is no text; at least one.
+    """
+    blocks = tuple(
+        block if isinstance(block, np.ndarray) else block.tocsr() for block in embeddings.values()
+    )
+    return TextFeatures(blocks, np.logical_or.reduce([_not_zero(block) for block in blocks]))
+
+
+def _not_zero(rows: Rows) -> Mask:
+    if isinstance(rows, np.ndarray):
+        return np.asarray(rows.any(axis=1))
+    return np.asarray(np.diff(rows.indptr) > 0)
+
+
+@dataclass(frozen=True, eq=False)
+class RidgeMap:
+    """A linear map from text features to a signal's rows; plain arrays, fit to be stored.
+
+    Attributes:
+        weights: float32 (d_b, k) for each block of the features.
+        intercept: float32 (k,).
+        penalty: of the ridge; 1 weighs as much as one row's whole text.
+        basis: orthonormal rows, float32 (k, d), where the signal's rows were regressed in their
+            projection onto k directions; None where k is their own width.
+    """
+
+    weights: tuple[Table, ...]
+    intercept: Table
+    penalty: float
+    basis: Table | None = None
+
+    def apply(self, features: TextFeatures) -> Table:
+        """Rows of texts, float32 (n, k), zero where there is no text.
+
+        With a ``basis`` they are the coordinates along it: users score them by
+        ``users @ basis.T``, and ``rows @ basis`` are rows of the signal's own width.
+        """
+        rows = features.product(self.weights) + self.intercept
+        rows[~features.has_text] = 0
+        return rows
+
+
+def trust(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """What a learned row counts in a regression, 0..1: ``n / (n + 5)`` of n interactions.
+
+    Unlike the number itself it does not let the few hits of a shop outvote all else.
+    """
+    return counts / (counts + _HALF_TRUST)
+
+
+def fit_ridge(
+    features: TextFeatures, rows: Table, weights: NDArray[np.float64], *, penalty: float
+) -> RidgeMap:
+    """Weighted ridge regression of all columns of ``rows`` at once, with a free intercept.
+
+    Minimises ``Σ_i w_i ‖row_i − b − x_i W‖² + λ‖W‖²`` over the rows of positive weight, with the
+    weights at mean 1 and words and vectors on one scale. Solved in the dual by conjugate
+    gradients, one product with the features and one with their transpose a step.
+
+    Args:
+        features: of n texts; rows without text are left out.
+        rows: float32 (n, k), what is known.
+        weights: float (n,), at least 0; 0 leaves a row out.
+        penalty: λ > 0.
+    """
+    problem = _Problem.of(features, rows, weights)
+    return problem.ridge_map(problem.solve(penalty), penalty)
+
+
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """The weighted, centred regression; ``design = diag(√w)·(X − 1μᵀ)·diag(scale)``."""
+
+    features: TextFeatures
+    root_weights: Table
+    mean_features: tuple[Table, ...]
+    scales: tuple[np.float32, ...]
+    mean_row: Table
+    targets: Table
+
+    @classmethod
+    def of(cls, features: TextFeatures, rows: Table, weights: NDArray[np.float64]) -> _Problem:
+        used = np.flatnonzero((weights > 0) & features.has_text)
+        features, rows, weights = features[used], rows[used], weights[used]
+        share = (weights / max(weights.sum(), 1e-12)).astype(np.float32)[:, None]
+        root = np.sqrt(share * np.float32(len(used)))
+        mean_row = (share.T @ rows).ravel()
+        return cls(
+            features,
+            root,
+            tuple(mean.ravel() for mean in features.transposed_product(share)),
+            _scales(features.blocks),
+            mean_row,
+            root * (rows - mean_row),
+        )
+
+    def solve(self, penalty: float, start: Table | None = None) -> Table:
+        """The dual solution, float32 (n_used, k)."""
+        return conjugate_gradients(
+            lambda dual: self.forward(self.backward(dual)) + np.float32(penalty) * dual,
+            self.targets,
+            start,
+        )
+
+    def backward(self, dual: Table) -> tuple[Table, ...]:
+        """``designᵀ @ dual``, by block."""
+        weighted = self.root_weights * dual
+        total = weighted.sum(axis=0)
+        products = self.features.transposed_product(weighted)
+        return tuple(
+            scale * (product - np.outer(mean, total))
+            for product, mean, scale in zip(products, self.mean_features, self.scales, strict=True)
+        )
+
+    def forward(self, weights: tuple[Table, ...]) -> Table:
+        """``design @ weights``."""
+        scaled = [scale * table for scale, table in zip(self.scales, weights, strict=True)]
+        shift = sum(mean @ table for mean, table in zip(self.mean_features, scaled, strict=True))
+        return self.root_weights * (self.features.product(scaled) - shift)
+
+    def ridge_map(self, dual: Table, penalty: float) -> RidgeMap:
+        weights = tuple(
+            scale * table for scale, table in zip(self.scales, self.backward(dual), strict=True)
+        )
+        shift = sum(mean @ table for mean, table in zip(self.mean_features, weights, strict=True))
+        return RidgeMap(weights, np.asarray(self.mean_row - shift, dtype=np.float32), penalty)
+
+
+def _scales(blocks: tuple[Rows, ...]) -> tuple[np.float32, ...]:
+    """Square roots of the blocks' shares, which are 1 in all."""
+    sparse = np.array([sp.issparse(block) for block in blocks])
+    if sparse.all() or not sparse.any():
+        shares = np.full(len(blocks), 1 / len(blocks))
+    else:
+        shares = np.where(sparse, _WORDS_SHARE / sparse.sum(), (1 - _WORDS_SHARE) / (~sparse).sum())
+    return tuple(np.sqrt(shares).astype(np.float32))
+
+
+def conjugate_gradients(
+    product: Callable[[Table], Table], targets: Table, start: Table | None = None
+) -> Table:
+    """Solves ``A X = targets`` for a symmetric positive definite A, every column by itself.
+
+    Source: Hestenes, Stiefel, 1952. Stops where every column's residual is a thousandth of its
+    target: far below what changes a ranking.
+
+    Args:
+        product: ``X -> A X`` for float32 (n, k).
+        targets: float32 (n, k).
+        start: a guess of the solution.
+    """
+    solution = np.zeros_like(targets) if start is None else start.copy()
+    residual = targets if start is None else targets - product(solution)
+    direction = residual.copy()
+    length = _squares(residual)
+    enough = _TOLERANCE**2 * _squares(targets)
+    for _ in range(_MOST_STEPS):
+        if (length <= enough).all():
+            break
+        image = product(direction)
+        # A solved column stands still: its quotients would be rounding errors.
+        step = np.where(length > enough, _quotient(length, _inner(direction, image)), 0)
+        solution += step.astype(np.float32) * direction
+        residual = residual - step.astype(np.float32) * image
+        before, length = length, _squares(residual)
+        direction = residual + _quotient(length, before).astype(np.float32) * direction
+    return solution
+
+
+def _inner(one: Table, other: Table) -> NDArray[np.float64]:
+    return np.einsum("nk,nk->k", one, other, dtype=np.float64)
+
+
+def _squares(rows: Table) -> NDArray[np.float64]:
+    return _inner(rows, rows)
+
+
+def _quotient(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+
+
+def choose_penalty(
+    features: TextFeatures,
+    rows: Table,
+    weights: NDArray[np.float64],
+    others: Table,
+    *,
+    seed: int,
+) -> float:
+    """The penalty whose held-out rows score nearest to the learned ones.
+
+    A fifth of the rows is held out; the error is the weighted square of the scores' differences
+    over all of ``others``, in closed form ``e (othersᵀ others) eᵀ``.
+
+    Args:
+        features: of n texts.
+        rows: float32 (n, k), what is known.
+        weights: float (n,), 0 leaves a row out.
+        others: float32 (m, k), the rows that are multiplied with: users, where these are items.
+        seed: of the choice.
+    """
+    used = np.flatnonzero((weights > 0) & features.has_text)
+    held = np.random.default_rng(seed).permutation(used)[: round(_HELD_OUT * len(used))]
+    rest = weights.copy()
+    rest[held] = 0
+    if not len(held) or not rest[used].any():
+        return 10.0
+    problem = _Problem.of(features, rows, rest)
+    gram = others.T @ others
+    asked, learned, counts = features[held], rows[held], weights[held]
+    errors, dual = {}, None
+    for penalty in _PENALTIES:
+        dual = problem.solve(penalty, dual)
+        wrong = problem.ridge_map(dual, penalty).apply(asked) - learned
+        errors[penalty] = float(counts @ np.einsum("nk,nk->n", wrong @ gram, wrong))
+    return min(errors, key=lambda penalty: errors[penalty])
+
+
+def completion_map(
+    factors: Factors,
+    features: TextFeatures,
+    counts: NDArray[np.int64],
+    *,
+    seed: int,
+    rank: int = 256,
+    penalty: float | None = None,
+) -> RidgeMap | None:
+    """The map from item texts to a signal's item rows.
+
+    A table as wide as there are items (the full-rank item-item signal) is regressed in its
+    projection onto ``rank`` directions, which a ridge's smooth rows do not notice.
+
+    Args:
+        factors: a signal; dense item rows.
+        features: of all items.
+        counts: int (n_items,), interactions of each item.
+        seed: of the projection and of what is held out to choose the penalty.
+        rank: width of that projection.
+        penalty: None: chosen by :func:`choose_penalty`.
+
+    Returns:
+        None where there is nothing to learn from: no known item has a text, or the item rows
+        are sparse (words, which need no completion).
+    """
+    if sp.issparse(factors.items):
+        return None
+    weights = np.where(factors.known & features.has_text, trust(counts), 0.0)
+    if not weights.any():
+        return None
+    basis = _row_basis(factors.items, rank, seed) if factors.is_sparse else None
+    users, rows = _along(factors, basis)
+    if penalty is None:
+        penalty = choose_penalty(features, rows, weights, users, seed=seed)
+    fitted = fit_ridge(features, rows, weights, penalty=penalty)
+    return dataclasses.replace(fitted, basis=basis)
+
+
+def _row_basis(rows: Table, rank: int, seed: int) -> Table:
+    """Orthonormal directions, float32 (rank, d), that hold most of the rows' square.
+
+    Source: Halko, Martinsson, Tropp, "Finding Structure with Randomness", 2011.
+    """
+    width = min(rank, *rows.shape)
+    test = np.random.default_rng(seed).standard_normal((rows.shape[1], width), dtype=np.float32)
+    columns, _ = np.linalg.qr(rows @ test)
+    basis, _ = np.linalg.qr(rows.T @ columns)
+    return np.ascontiguousarray(basis.T, dtype=np.float32)
+
+
+def _along(factors: Factors, basis: Table | None) -> tuple[Table, Table]:
+    """User and item rows, dense, along a basis."""
+    if basis is None:
+        return factors.users, factors.items
+    return np.asarray(factors.users @ basis.T), factors.items @ basis.T
+
+
+def complete(factors: Factors, ridge: RidgeMap, features: TextFeatures) -> Factors:
+    """A signal that knows every item with a text: the unknown ones' rows come from the map.
+
+    For standardised factors: ``known`` then covers the completed rows, so that they are scored
+    with the same offset and on the same scale as the learned ones. A table as wide as there are
+    items is filled in place, since it can fill the memory; a narrow one is copied.
+
+    Args:
+        factors: the signal.
+        ridge: its :func:`completion_map`.
+        features: of all items.
+    """
+    missing = np.flatnonzero(~factors.known & features.has_text)
+    if not len(missing):
+        return factors
+    rows = ridge.apply(features[missing])
+    items = factors.items
+    if ridge.basis is None:
+        items = items.copy()
+        items[missing] = rows
+    else:
+        for part in batches(len(missing), row_bytes=4 * items.shape[1], memory_bytes=1 << 28):
+            items[missing[part]] = rows[part] @ ridge.basis
+    known = factors.known.copy()
+    known[missing] = True
+    return dataclasses.replace(factors, items=items, known=known)
+
+
+def out_of_fold(
+    factors: Factors,
+    ridge: RidgeMap,
+    features: TextFeatures,
+    counts: NDArray[np.int64],
+    *,
+    seed: int,
+    n_folds: int = 5,
+) -> Factors:
+    """The signal as if each item were cold: every row is completed from the other items' rows.
+
+    The known items with text fall into folds; each fold's rows come from a ridge on the other
+    folds with the map's penalty. The signal itself is not fitted anew.
+
+    Args:
+        factors: the signal, standardised or not, before :func:`complete`.
+        ridge: its :func:`completion_map`.
+        features: of all items.
+        counts: int (n_items,), interactions of each item.
+        seed: of the folds.
+        n_folds: at least 2.
+
+    Returns:
+        Dense factors of the same scale: ``known`` are the items with text; users and items are
+        along the map's basis where it has one.
+    """
+    users, rows = _along(factors, ridge.basis)
+    completed = ridge.apply(features)
+    weights = np.where(factors.known & features.has_text, trust(counts), 0.0)
+    for fold in folds(np.flatnonzero(weights), n_folds, seed=seed):
+        rest = weights.copy()
+        rest[fold] = 0
+        others = fit_ridge(features, rows, rest, penalty=ridge.penalty)
+        completed[fold] = others.apply(features[fold])
+    known = features.has_text.copy()
+    completed[0], known[0] = 0, False
+    return Factors(np.asarray(users, dtype=np.float32), completed, known, factors.offset)
+
+
+def folds(members: Index, n_folds: int, *, seed: int) -> Iterator[Index]:
+    """A seeded partition into folds of about one size, each ascending; empty ones are left out."""
+    shuffled = np.random.default_rng(seed).permutation(members)
+    yield from (np.sort(fold) for fold in np.array_split(shuffled, n_folds) if len(fold))
+
+
+def complete_users(
+    factors: Factors,
+    counts: NDArray[np.int64],
+    features: TextFeatures | None = None,
+    *,
+    seed: int,
+) -> Factors:
+    """A signal with a row for every user, before :func:`~recbole_llm.factors.standardise`.
+
+    A user without history gets the row that a ridge finds in her own text, and without a text the
+    weighted mean of the known users' rows. Sparse rows always get the mean, cut to its largest
+    entries; a ridge's rows would not be sparse.
+
+    Args:
+        factors: the signal.
+        counts: int (n_users,), interactions of each user.
+        features: of all users' own texts, None without any.
+        seed: of what is held out to choose the penalty.
+    """
+    weights = trust(counts)
+    missing = np.flatnonzero(weights == 0)
+    missing = missing[missing > 0]
+    if not len(missing) or not weights.any():
+        return factors
+    mean = np.asarray(factors.users.T @ (weights / weights.sum())).ravel().astype(np.float32)
+    if factors.is_sparse:
+        return dataclasses.replace(factors, users=_with_sparse_row(factors.users, missing, mean))
+    users = factors.users.copy()
+    users[missing] = mean
+    if features is not None and (features.has_text & (weights > 0)).any():
+        rows, others = factors.users, factors.items
+        penalty = choose_penalty(features, rows, weights, others, seed=seed)
+        ridge = fit_ridge(features, rows, weights, penalty=penalty)
+        told = missing[features.has_text[missing]]
+        users[told] = ridge.apply(features[told])
+    return dataclasses.replace(factors, users=users)
+
+
+def _with_sparse_row(rows: sp.csr_matrix, places: Index, row: Table) -> sp.csr_matrix:
+    """The matrix with one more row, cut to its largest entries, at all of some empty places."""
+    kept = np.sort(np.argsort(-np.abs(row), kind="stable")[:_MEAN_ENTRIES])
+    kept = kept[row[kept] != 0]
+    n = len(places)
+    added = sp.csr_matrix(
+        (
+            np.tile(row[kept], n),
+            (np.repeat(places, len(kept)), np.tile(kept, n)),
+        ),
+        shape=rows.shape,
+    )
+    return (rows + added).tocsr().astype(np.float32)

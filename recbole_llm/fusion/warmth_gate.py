@@ -1,0 +1,111 @@
+"""Weights of their own for cold items, and a level that sets them beside the warm ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from recbole_llm.evaluation import Validation
+from recbole_llm.factors import Mask, Table, concatenate, gated
+from recbole_llm.fusion.base import Evidence, Fused, Situation, Weights
+from recbole_llm.fusion.exposure import Contest, parse_exposure
+
+# Where fewer of the items are cold, their signals count equally: weights of their own are not
+# worth fitting all signals once more.
+_FEW_COLD = 0.05
+# Of the levels that validate as well as the best within this, the one that shows most cold items.
+_AS_GOOD = 0.999
+# A level is chosen by the validation part where at least so much of what is wanted there is
+# cold; else by warm items that are completed as if they were.
+_ENOUGH_COLD = 0.01
+_MOST_USERS = 4000
+
+
+class WarmthGate:
+    """Warm items: ``Σ w_k z_k``. Cold ones: ``level + s · Σ v_k z_k``.
+
+    ``w`` is tuned on warm items among warm ones. ``v`` is tuned on cold items among cold ones:
+    those of the validation part, and warm ones that are completed as if they were cold. ``s``
+    gives both the same spread over the items of a typical user. So no order among warm items or
+    among cold ones depends on the level.
+    """
+
+    def fit(self, evidence: Evidence, cold_exposure: str) -> Fused:
+        """Tune both weights, then choose the level."""
+        now, metric, run = evidence.now, evidence.metric, evidence.run
+        warm_weights = _complete(evidence.tune(now.judged("warm")), now.factors)
+        cold = now.cold
+        told = [label for label, factors in now.factors.items() if factors.known[cold].any()]
+        if not told:
+            shares = list(warm_weights.values())
+            return Fused(concatenate(list(now.factors.values()), shares), warm_weights)
+        imagined = None
+        if now.wanted is not None and cold.sum() > _FEW_COLD * len(cold):
+            imagined = evidence.as_if_cold()
+        sets = [
+            judged.of(told)
+            for situation in (imagined and now, imagined)
+            if situation is not None
+            for judged in situation.judged("cold")
+        ]
+        cold_weights = _complete(evidence.tune(sets, robust=True), told)
+
+        def contest(situation: Situation) -> Contest:
+            is_cold = situation.cold
+            return Contest.of(
+                list(situation.factors.values()),
+                _gains(situation, is_cold, warm_weights, cold_weights),
+                _users_of(situation).sample(_MOST_USERS, seed=run.seed),
+                is_cold,
+                k=metric.k,
+                run=run,
+            )
+
+        served = contest(now)
+        scale = served.spread[0] / served.spread[1] if served.spread[1] else 1.0
+        measured = served
+        wanted_cold = served.n_cold.sum() / max(1, (served.n_cold + served.n_warm).sum())
+        if wanted_cold < _ENOUGH_COLD and imagined is not None:
+            assert now.wanted is not None
+            measured = contest(dataclasses.replace(imagined, wanted=now.wanted, hidden=now.known))
+        curve = measured.curve(scale, metric)
+        wish = parse_exposure(cold_exposure)
+        if wish.level is not None:
+            level = wish.level
+        elif wish.share is not None:
+            level = served.level_of_share(wish.share, scale)
+        else:
+            level = _best_level(curve)
+        gains = _gains(now, cold, warm_weights, {k: scale * v for k, v in cold_weights.items()})
+        blocks = gated(list(now.factors.values()), gains, np.float32(level) * cold)
+        return Fused(blocks, warm_weights, cold_weights, level, curve)
+
+
+def _best_level(curve: Sequence[Mapping[str, float | None]]) -> float:
+    """The highest of the levels that are as good as the best; 0 where nobody wants anything."""
+    values = [point["all"] or 0.0 for point in curve]
+    good = [p["level"] for p, v in zip(curve, values, strict=True) if v >= _AS_GOOD * max(values)]
+    return float(good[-1] or 0.0) if any(values) else 0.0
+
+
+def _complete(weights: Weights, labels: Mapping[str, object] | list[str]) -> Weights:
+    """The weights, equal ones where none were tuned."""
+    return {label: weights.get(label, 1 / len(labels)) for label in labels}
+
+
+def _gains(situation: Situation, cold: Mask, warm: Weights, of_cold: Weights) -> list[Table]:
+    return [
+        np.where(cold, of_cold.get(label, 0.0), warm[label]).astype(np.float32)
+        for label in situation.factors
+    ]
+
+
+def _users_of(situation: Situation) -> Validation:
+    judged = situation.judged()
+    if judged:
+        return judged[0].validation
+    known = situation.known
+    users = np.flatnonzero(np.diff(known.indptr)).astype(np.int64)
+    return Validation(users, known, type(known)(known.shape, dtype=known.dtype))

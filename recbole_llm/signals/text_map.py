@@ -1,0 +1,368 @@
+"""Text map: a map of the items' texts that is learned from who consumed what.
+
+An item's row is ``normalise(W·bert(text) + Pᵀ·tfidf(text))``: a linear map of a contextual vector
+plus a trained table of word vectors. A user's row is the normalised sum of her history's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch.nn.functional import cross_entropy, normalize
+
+from recbole_llm.completion import TextFeatures, text_features
+from recbole_llm.evaluation import Metric, Validation, evaluate
+from recbole_llm.factors import Factors, Index, Mask, Rows, Table, unit_rows
+from recbole_llm.intent import history_weights, user_intent
+from recbole_llm.settings import RunOptions, Words, setting
+from recbole_llm.signals.base import SingleSignal, SkippedSignal
+from recbole_llm.training_data import TrainingData, entries
+
+# Items that a step ranks against each other: fewer are as good, and their square is the cost.
+_NEGATIVES = 256
+_HELD_OUT = 0.1
+_MOST_EPOCHS = 8
+# More epochs go on helping warm items while cold ones stand still: the last epoch counts whose
+# value is as good as the best within the noise of the held-out items.
+_AS_GOOD = 0.98
+_MOST_INTERACTIONS = 1 << 18
+_VALIDATION_USERS = 2000
+_METRIC = Metric("ndcg", 10)
+
+
+@dataclass(frozen=True)
+class TextMapSignal(SingleSignal):
+    """The cosine of an item's and a user's learned text rows."""
+
+    dimensions: int = setting(128, "Width of the text map's tables.", at_least=1)
+    epochs: int = setting(
+        0, "Passes over the interactions; 0: as many as held-out items say, 8 at most.", at_least=0
+    )
+    temperature: float = setting(
+        0.15, "Temperature of the softmax over a batch's items.", above=0.0
+    )
+    popularity_exponent: float = setting(
+        0.5,
+        "How far an item's popularity is taken out of the softmax: 0 not, 1 wholly.",
+        at_least=0.0,
+        at_most=1.0,
+    )
+    learning_rate: float = setting(0.01, "Step of Adam.", above=0.0)
+    batch_size: int = setting(1024, "Interactions of a step.", at_least=2)
+    history_sample: int = setting(
+        20, "Items of a history, on average, that a step looks at.", at_least=1
+    )
+    history_decay: float = setting(
+        1.0,
+        "What an item of the history counts beside the next later one, where there is an order.",
+        above=0.0,
+        at_most=1.0,
+    )
+    user_text_weight: float = setting(
+        0.3, "What a user's own text counts beside her history.", at_least=0.0
+    )
+    encoders: Words = ()
+
+    uses_text: ClassVar[bool] = True
+    uses_embeddings: ClassVar[bool] = True
+    seeded: ClassVar[bool] = True
+
+    def variants(self, name: str, encoders: Sequence[str]) -> dict[str, TextMapSignal]:
+        """One signal per encoder, ``name:encoder``; fused they beat one map of all."""
+        return {
+            f"{name}:{encoder}": dataclasses.replace(self, encoders=(encoder,))
+            for encoder in encoders
+        }
+
+    def settle(self, data: TrainingData, run: RunOptions) -> TextMapSignal:
+        """With the number of epochs after which a held-out tenth of the items is ranked best.
+
+        Raises:
+            SkippedSignal: an encoder has no texts, or no user has two items with one.
+        """
+        if self.epochs:
+            return self
+        features, history = self._learns_from(data)
+        held_out = _held_out_items(history, run.seed)
+        return dataclasses.replace(
+            self, epochs=_best_epochs(held_out, features, history, self, run)
+        )
+
+    def fit(self, data: TrainingData, run: RunOptions) -> Factors:
+        """Train on the warm items; every item with a text gets a row.
+
+        Raises:
+            SkippedSignal: an encoder has no texts, or no user has two items with one.
+        """
+        features, history = self._learns_from(data)
+        trainer = _Trainer(features, history, self, run)
+        for _ in range(self.settle(data, run).epochs):
+            trainer.run_epoch()
+        own = None
+        if all(name in data.user_embeddings for name in self.encoders):
+            own = text_features({name: data.user_embeddings[name] for name in self.encoders})
+        return _factors(trainer.text_map(), features, history, own, self.user_text_weight)
+
+    def _learns_from(self, data: TrainingData) -> tuple[TextFeatures, sp.csr_matrix]:
+        """The items' features, and what each item with a text counts in a user's history."""
+        missing = [name for name in self.encoders if name not in data.item_embeddings]
+        if missing or not self.encoders:
+            raise SkippedSignal("no item has a text, see `item_text_fields`")
+        features = text_features({name: data.item_embeddings[name] for name in self.encoders})
+        weights = history_weights(data.interactions, data.age, decay=self.history_decay)
+        history = _columns(weights, features.has_text)
+        if not (np.diff(history.indptr) > 1).any():
+            raise SkippedSignal("no user has two items with a text to learn from")
+        return features, history
+
+
+@dataclass(frozen=True, eq=False)
+class TextMap:
+    """A linear map of text features.
+
+    Attributes:
+        weights: float32 (d_b, k) for each block of the features.
+    """
+
+    weights: tuple[Table, ...]
+
+    def rows(self, features: TextFeatures) -> Table:
+        """Unit rows, float32 (n, k), zero where there is no text."""
+        return unit_rows(features.product(self.weights))
+
+
+def _factors(
+    text_map: TextMap,
+    features: TextFeatures,
+    history: sp.csr_matrix,
+    own_texts: TextFeatures | None = None,
+    user_text_weight: float = 0.0,
+) -> Factors:
+    items = text_map.rows(features)
+    users = user_intent(
+        history,
+        items,
+        user_embeddings=None if own_texts is None else text_map.rows(own_texts),
+        user_text_weight=user_text_weight,
+    )
+    return Factors.of(users, items, features.has_text)
+
+
+def _held_out_items(history: sp.csr_matrix, seed: int) -> Mask:
+    """A seeded tenth of the items that occur in histories, bool (n_items,)."""
+    warm = np.unique(history.indices)
+    shuffled = np.random.default_rng(seed).permutation(warm)
+    held = np.zeros(history.shape[1], dtype=bool)
+    held[shuffled[: round(_HELD_OUT * len(warm))]] = True
+    return held
+
+
+def _best_epochs(
+    held_out: Mask,
+    features: TextFeatures,
+    history: sp.csr_matrix,
+    signal: TextMapSignal,
+    run: RunOptions,
+) -> int:
+    """The last epoch after which held-out items are ranked well for the others' users.
+
+    Args:
+        held_out: bool (n_items,), items that are not trained on.
+        features: of all items.
+        history: CSR float32 (n_users, n_items), what each item of a history counts, > 0; items
+            with text alone.
+        signal: the settings.
+        run: device and seed.
+
+    Returns:
+        At least 1; the most, where nothing can be held out.
+    """
+    rest, wanted = _columns(history, ~held_out), _columns(history, held_out)
+    validation = Validation.of(_ones(rest), _ones(wanted), "cold")
+    trainer = _Trainer(features, rest, signal, run)
+    if validation is None or not len(trainer.examples):
+        return _MOST_EPOCHS
+    validation = validation.sample(_VALIDATION_USERS, seed=run.seed)
+    best_value, last_epoch = -1.0, 1
+    for epoch in range(1, _MOST_EPOCHS + 1):
+        trainer.run_epoch()
+        factors = _factors(trainer.text_map(), features, rest)
+        value = evaluate([factors], validation, _METRIC, run.device)
+        if value < _AS_GOOD * best_value:
+            break
+        best_value, last_epoch = max(best_value, value), epoch
+    return last_epoch
+
+
+def _columns(matrix: sp.csr_matrix, kept: Mask) -> sp.csr_matrix:
+    """The matrix without the entries of some columns, in its shape."""
+    cut = (matrix @ sp.diags(kept.astype(np.float32))).tocsr()
+    cut.eliminate_zeros()
+    return cut
+
+
+def _ones(matrix: sp.csr_matrix) -> sp.csr_matrix:
+    ones = np.ones_like(matrix.data)
+    return sp.csr_matrix((ones, matrix.indices, matrix.indptr), shape=matrix.shape)
+
+
+class _SparseProduct(torch.autograd.Function):
+    """``matrix @ dense`` of a CSR matrix without gradient, by SciPy on the CPU.
+
+    Not every device has sparse products, and some add in an order of their own each time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, matrix: sp.csr_matrix, dense: torch.Tensor) -> torch.Tensor:
+        ctx.matrix = matrix
+        return torch.from_numpy(matrix @ dense.detach().cpu().numpy()).to(dense.device)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, torch.Tensor]:
+        (gradient,) = gradients
+        product = ctx.matrix.T @ gradient.cpu().numpy()
+        return None, torch.from_numpy(product).to(gradient.device)
+
+
+class _Weights:
+    """A table of weights under Adam (Kingma, Ba, 2015); a step moves the rows that it used alone.
+
+    Unlike the paper a row's averages stand still while it is unused: a table of words is large,
+    and a step sees few of them.
+    """
+
+    def __init__(self, value: torch.Tensor, learning_rate: float) -> None:
+        self.value = value
+        self.learning_rate = learning_rate
+        self.mean, self.square = torch.zeros_like(value), torch.zeros_like(value)
+        self.n_steps = 0
+
+    def step(self, rows: torch.Tensor | slice, gradient: torch.Tensor) -> None:
+        self.n_steps += 1
+        mean = torch.lerp(self.mean[rows], gradient, 0.1)
+        square = torch.lerp(self.square[rows], gradient.square(), 0.001)
+        self.mean[rows], self.square[rows] = mean, square
+        size = self.learning_rate / (1 - 0.9**self.n_steps)
+        spread = (square / (1 - 0.999**self.n_steps)).sqrt_().add_(1e-8)
+        self.value[rows] -= size * mean / spread
+
+
+class _Trainer:
+    """In-batch softmax: each interaction's item against the items of the others.
+
+    A step embeds the items that it needs alone: the positives, and a random part of the histories,
+    drawn anew in every epoch. Vectors and their map lie on the device, words on the CPU.
+    """
+
+    def __init__(
+        self,
+        features: TextFeatures,
+        history: sp.csr_matrix,
+        signal: TextMapSignal,
+        run: RunOptions,
+    ) -> None:
+        self.features, self.history, self.signal = features, history, signal
+        self.device = torch.device(run.device)
+        self.rng = np.random.default_rng(run.seed)
+        self.users, self.items = entries(history)
+        self.degree = np.diff(history.indptr)[self.users]
+        # Without her only item a user says nothing.
+        self.examples = np.flatnonzero(self.degree > 1)
+        counts = np.bincount(self.items, minlength=history.shape[1])
+        share = np.maximum(counts, 1) / max(1, len(self.items))
+        correction = (signal.popularity_exponent * np.log(share)).astype(np.float32)
+        self.correction = torch.from_numpy(correction).to(self.device)
+        self.dense = [
+            torch.from_numpy(block).to(self.device) if isinstance(block, np.ndarray) else None
+            for block in features.blocks
+        ]
+        self.weights = [self._random_weights(block) for block in features.blocks]
+
+    def _random_weights(self, block: Rows) -> _Weights:
+        # A random projection keeps cosines: the map starts from what the texts have in common.
+        shape = (block.shape[1], self.signal.dimensions)
+        value = self.rng.standard_normal(shape, dtype=np.float32) / np.float32(np.sqrt(shape[1]))
+        device = "cpu" if sp.issparse(block) else self.device
+        return _Weights(torch.from_numpy(value).to(device), self.signal.learning_rate)
+
+    def text_map(self) -> TextMap:
+        """The map as it is now."""
+        return TextMap(tuple(weights.value.cpu().numpy().copy() for weights in self.weights))
+
+    def run_epoch(self) -> None:
+        """One pass over the interactions, or over a random part of very many."""
+        seen = self.history.copy()
+        # A history longer than the sample keeps each item with the same chance.
+        seen.data[self.rng.random(seen.nnz) * self.degree > self.signal.history_sample] = 0
+        seen.eliminate_zeros()
+        order = self.rng.permutation(self.examples)[:_MOST_INTERACTIONS]
+        for start in range(0, len(order), self.signal.batch_size):
+            part = order[start : start + self.signal.batch_size]
+            self._step(seen[self.users[part]], self.items[part])
+
+    def _step(self, seen: sp.csr_matrix, positives: Index) -> None:
+        """Learn from interactions with ``positives`` of users with the histories ``seen``."""
+        data = seen.data.copy()
+        data[seen.indices == np.repeat(positives, np.diff(seen.indptr))] = 0
+        live, place = np.unique(np.r_[seen.indices, positives], return_inverse=True)
+        n_seen = len(seen.indices)
+        shape = (len(positives), len(live))
+        others = sp.csr_matrix((data, place[:n_seen], seen.indptr), shape=shape)
+        rows, used = self._rows(live)
+        users = normalize(_SparseProduct.apply(others, rows))
+        wanted = rows[torch.from_numpy(place[n_seen:]).to(self.device)]
+        items = torch.from_numpy(positives).to(self.device)
+        # Each against those of its own part of the batch: the softmax is what costs most.
+        loss = torch.stack(
+            [
+                self._loss(*part)
+                for part in zip(
+                    users.split(_NEGATIVES),
+                    wanted.split(_NEGATIVES),
+                    items.split(_NEGATIVES),
+                    strict=True,
+                )
+            ]
+        )
+        loss.mean().backward()
+        for weights, chosen, leaf in used:
+            assert leaf.grad is not None
+            weights.step(chosen, leaf.grad)
+
+    def _loss(self, users: torch.Tensor, rows: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """The softmax of users' own items, of those rows, against the others'."""
+        logits = users @ rows.T / self.signal.temperature - self.correction[items]
+        same = (items[:, None] == items).fill_diagonal_(False)
+        target = torch.arange(len(items), device=self.device)
+        return cross_entropy(logits.masked_fill(same, -torch.inf), target)
+
+    def _rows(
+        self, items: Index
+    ) -> tuple[torch.Tensor, list[tuple[_Weights, torch.Tensor | slice, torch.Tensor]]]:
+        """Unit rows of some items on the device, and the weights that they are made of."""
+        total = torch.zeros(len(items), self.signal.dimensions, device=self.device)
+        used: list[tuple[_Weights, torch.Tensor | slice, torch.Tensor]] = []
+        for block, dense, weights in zip(
+            self.features.blocks, self.dense, self.weights, strict=True
+        ):
+            if dense is not None:
+                leaf = weights.value.clone().requires_grad_()
+                total = total + dense[torch.from_numpy(items).to(self.device)] @ leaf
+                used.append((weights, slice(None), leaf))
+                continue
+            words: sp.csr_matrix = block[items]
+            terms, column = np.unique(words.indices, return_inverse=True)
+            chosen = torch.from_numpy(terms.astype(np.int64))
+            leaf = weights.value[chosen].requires_grad_()
+            compact = sp.csr_matrix(
+                (words.data, column, words.indptr), shape=(len(items), len(terms))
+            )
+            total = total + _SparseProduct.apply(compact, leaf).to(self.device)
+            used.append((weights, chosen, leaf))
+        return normalize(total), used

@@ -1,0 +1,202 @@
+"""Fusion rules: weights by warmth, and the level of cold items."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recbole_llm.errors import SettingsError
+from recbole_llm.evaluation import Metric, Validation, evaluate
+from recbole_llm.factors import Factors, concatenate, gated
+from recbole_llm.fusion import FUSIONS, Evidence, Situation, parse_exposure
+from recbole_llm.fusion.exposure import Contest, Wish
+from recbole_llm.model_settings import read_model_settings
+from recbole_llm.settings import RunOptions
+from recbole_llm.tuning.weights import tune_weights
+
+METRIC, RUN = Metric("ndcg", 5), RunOptions(seed=3, progress=False)
+N_USERS, N_ITEMS, N_COLD = 30, 40, 12
+COLD = np.arange(N_ITEMS) >= N_ITEMS - N_COLD
+
+
+def signal(rng, kind="dense", known=None):
+    """A signal of random tables; `full`: sparse users and dense items, `words`: both sparse."""
+    users = rng.normal(size=(N_USERS, 6)).astype(np.float32)
+    items = rng.normal(size=(N_ITEMS, 6)).astype(np.float32)
+    users[0], items[0] = 0, 0
+    if kind != "dense":
+        users = sp.csr_matrix(users * (rng.random(users.shape) < 0.5)).astype(np.float32)
+    if kind == "words":
+        items = sp.csr_matrix(items * (rng.random(items.shape) < 0.5)).astype(np.float32)
+    factors = Factors.of(users, items, np.ones(N_ITEMS, bool) if known is None else known)
+    offset = rng.normal(size=N_USERS).astype(np.float32)
+    offset[0] = 0
+    return dataclasses.replace(factors, offset=offset)
+
+
+def situation(seed=0, kinds=("dense", "full", "words")):
+    """Warm items are known to all signals, cold ones to all but popularity."""
+    rng = np.random.default_rng(seed)
+    factors = {kind: signal(rng, kind) for kind in kinds}
+    factors["popularity"] = signal(rng, known=~COLD)
+    known = (rng.random((N_USERS, N_ITEMS)) < 0.3).astype(np.float32)
+    known[:, COLD], known[0], known[:, 0] = 0, 0, 0
+    known[1:, 1:-N_COLD][np.arange(N_ITEMS - N_COLD - 1) % (N_USERS - 1), range(27)] = 1
+    wanted = (rng.random((N_USERS, N_ITEMS)) < 0.1) * (1 - known)
+    wanted[0], wanted[:, 0] = 0, 0
+    return Situation(factors, sp.csr_matrix(known), sp.csr_matrix(wanted.astype(np.float32)))
+
+
+def fit(now, exposure="auto", rule="warmth_gate", trials=30):
+    def tune(sets, *, robust=False):
+        if not sets:
+            return {}
+        return tune_weights(
+            sets, METRIC, RUN, n_trials=trials, memory_gb=0.1, robust=robust
+        ).weights
+
+    evidence = Evidence(now, lambda: situation(seed=9), tune, METRIC, RUN)
+    return FUSIONS[rule].fit(evidence, exposure)
+
+
+def scores_of(blocks):
+    return sum(block.scores(np.arange(N_USERS)) for block in blocks)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_gated_tables_equal_the_sum_by_user_and_item(seed):
+    rng = np.random.default_rng(seed)
+    factors = list(situation(seed).factors.values())
+    gains = [rng.normal(size=N_ITEMS).astype(np.float32) for _ in factors]
+    gains[rng.integers(len(gains))][:] = 0
+    constant = rng.normal(size=N_ITEMS).astype(np.float32)
+    constant[0] = 0
+    expected = np.zeros((N_USERS, N_ITEMS))
+    for user in range(1, N_USERS):
+        for item in range(1, N_ITEMS):
+            expected[user, item] = constant[item] + sum(
+                gain[item] * f.scores(np.array([user]))[0, item]
+                for f, gain in zip(factors, gains, strict=True)
+            )
+    np.testing.assert_allclose(
+        scores_of(gated(factors, gains, constant)), expected, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_the_level_changes_no_order_among_warm_items_nor_among_cold_ones():
+    low, high = (scores_of(fit(situation(), level).blocks) for level in ("-3", "2.5"))
+    np.testing.assert_allclose(high[:, ~COLD], low[:, ~COLD], atol=1e-5)
+    np.testing.assert_allclose(high[1:, COLD], low[1:, COLD] + 5.5, atol=1e-4)
+    assert not high[0].any()
+    assert not high[:, 0].any()
+
+
+def test_warm_items_are_ranked_by_what_is_tuned_for_warm_items_alone():
+    now = situation()
+    (warm,) = now.judged("warm")
+    weights = tune_weights([warm], METRIC, RUN, n_trials=30, memory_gb=0.1).weights
+    alone = concatenate(list(now.factors.values()), list(weights.values()))
+    expected = evaluate(alone, warm.validation, METRIC)
+    assert evaluate(fit(now, "1.5").blocks, warm.validation, METRIC) == pytest.approx(expected)
+
+
+def test_popularity_gives_nothing_to_cold_items():
+    fused = fit(situation())
+    assert set(fused.cold_weights) == {"dense", "full", "words"}
+    assert set(fused.weights) == {*fused.cold_weights, "popularity"}
+    assert sum(fused.weights.values()) == pytest.approx(1)
+    assert sum(fused.cold_weights.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("share", [0, 10, 37, 80, 100])
+def test_a_wanted_share_of_cold_items_is_met(share):
+    now = situation()
+    scores = scores_of(fit(now, f"{share}%").blocks)
+    users = now.judged()[0].validation.users
+    scores[now.known.toarray() > 0] = -np.inf
+    scores[:, 0] = -np.inf
+    top = np.argsort(-scores[users], axis=1)[:, : METRIC.k]
+    assert COLD[top].mean() == pytest.approx(share / 100, abs=1 / top.size)
+
+
+def test_the_curve_tells_what_each_level_gives():
+    now = situation()
+    fused = fit(now)
+    levels = [point["level"] for point in fused.exposure]
+    assert levels == sorted(levels)
+    assert fused.exposure[0]["cold_share"] == 0
+    assert fused.exposure[-1]["cold_share"] == 1
+    for point in fused.exposure[:: len(levels) // 4]:
+        blocks = fit(situation(), str(point["level"])).blocks
+        for name, slice_name in (
+            ("all", ""),
+            ("warm_in_all", "warm_in_all"),
+            ("cold_in_all", "cold_in_all"),
+        ):
+            validation = Validation.of(now.known, now.wanted, slice_name)
+            assert evaluate(blocks, validation, METRIC) == pytest.approx(point[name]), name
+    best = max(point["all"] for point in fused.exposure)
+    (chosen,) = (p for p in fused.exposure if p["level"] == fused.cold_level)
+    assert chosen["all"] >= 0.999 * best
+
+
+def test_shares_are_met_where_users_have_few_items():
+    contest = Contest(
+        warm=np.array([[3.0, 1.0], [2.0, -np.inf]]),
+        cold=np.array([[1.0, 0.5], [0.0, -np.inf]]),
+        warm_hits=np.zeros((2, 2), bool),
+        cold_hits=np.zeros((2, 2), bool),
+        n_warm=np.zeros(2, int),
+        n_cold=np.ones(2, int),
+        spread=(1.0, 1.0),
+    )
+    # The second user has one item of either kind: her list holds the cold one at any level.
+    shares = [
+        contest.outcome(contest.level_of_share(s, 1.0), 1.0, Metric("ndcg", 2))["cold_share"]
+        for s in (0.25, 0.5, 0.75)
+    ]
+    assert shares == [0.25, 0.5, 0.75]
+
+
+def test_without_a_cold_item_the_gate_is_the_weighted_sum():
+    now = situation()
+    now.known[1, np.flatnonzero(COLD)] = 1
+    now = dataclasses.replace(now, known=now.known.tocsr())
+    gate, flat = (fit(now, rule=rule) for rule in ("warmth_gate", "weighted_sum"))
+    assert gate.cold_level is None
+    np.testing.assert_array_equal(scores_of(gate.blocks), scores_of(flat.blocks))
+
+
+def test_robust_weights_lie_nearer_to_equal_ones():
+    (cold,) = situation().judged("cold")
+    parts = [cold.of(["dense", "full", "words"])]
+    best, robust = (
+        np.array(
+            list(
+                tune_weights(
+                    parts, METRIC, RUN, n_trials=60, memory_gb=0.1, robust=robust
+                ).weights.values()
+            )
+        )
+        for robust in (False, True)
+    )
+    assert robust.sum() == pytest.approx(1)
+    assert robust.min() >= 0.25 / 3
+    assert np.abs(robust - 1 / 3).max() < np.abs(best - 1 / 3).max()
+
+
+def test_cold_exposure_is_read():
+    assert parse_exposure("auto") == Wish()
+    assert parse_exposure(" 10% ") == Wish(share=0.1)
+    assert parse_exposure("-0.5") == Wish(level=-0.5)
+    assert read_model_settings(None, {"cold_exposure": 0.3}).fusion.cold_exposure == "0.3"
+
+
+@pytest.mark.parametrize("text", ["lots", "nan", "inf", "120%", "-1%", "%", "x%", ""])
+def test_a_bad_cold_exposure_gets_one_line(text):
+    with pytest.raises(SettingsError, match="`cold_exposure` must be auto, a number"):
+        read_model_settings(None, {"cold_exposure": text})

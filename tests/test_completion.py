@@ -1,0 +1,212 @@
+"""Rows of cold items and users, against dense formulas."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from recbole_llm.completion import (
+    choose_penalty,
+    complete,
+    complete_users,
+    completion_map,
+    conjugate_gradients,
+    fit_ridge,
+    folds,
+    out_of_fold,
+    text_features,
+    trust,
+)
+from recbole_llm.factors import Factors, standardise, unit_rows
+
+N_ITEMS, N_USERS, WIDTH = 40, 15, 6
+COLD = np.array([33, 34, 35, 36])
+NO_TEXT = np.array([38, 39])
+
+
+def make_features(seed=0, n=N_ITEMS):
+    rng = np.random.default_rng(seed)
+    dense = unit_rows(rng.normal(size=(n, 5)).astype(np.float32))
+    words = sp.random(n, 30, density=0.3, random_state=seed, format="csr", dtype=np.float32)
+    dense[0] = 0
+    empty = np.zeros(n, dtype=bool)
+    empty[0] = True
+    if n == N_ITEMS:
+        dense[NO_TEXT] = 0
+        empty[NO_TEXT] = True
+    words = (sp.diags((~empty).astype(np.float32)) @ words).tocsr()
+    words.eliminate_zeros()
+    return text_features({"bert": dense, "lexical": words})
+
+
+def make_signal(features, seed=1, noise=0.0):
+    """Item rows that are a linear function of the texts, and their interaction counts."""
+    rng = np.random.default_rng(seed)
+    maps = [rng.normal(size=(block.shape[1], WIDTH)) for block in features.blocks]
+    items = (features.product(maps) + 0.5 + noise * rng.normal(size=(N_ITEMS, WIDTH))).astype(
+        np.float32
+    )
+    counts = rng.integers(1, 50, N_ITEMS)
+    counts[0], counts[COLD] = 0, 0
+    users = rng.normal(size=(N_USERS, WIDTH)).astype(np.float32)
+    users[0] = 0
+    return Factors.of(users, items.copy(), counts > 0), items, counts
+
+
+def dense_ridge(features, rows, weights, penalty):
+    """The normal equations with an unpenalised column of ones, all dense, float64."""
+    used = (weights > 0) & features.has_text
+    x = np.hstack([np.sqrt(0.3) * features.blocks[0], np.sqrt(0.7) * features.blocks[1].toarray()])
+    x = np.hstack([x, np.ones((len(x), 1))]).astype(np.float64)
+    w = weights[used] / weights[used].mean()
+    shrink = penalty * np.eye(x.shape[1])
+    shrink[-1, -1] = 0
+    gram = x[used].T @ (w[:, None] * x[used]) + shrink
+    return x @ np.linalg.solve(gram, x[used].T @ (w[:, None] * rows[used]))
+
+
+@pytest.mark.parametrize("penalty", [0.1, 3.0, 100.0])
+def test_ridge_equals_the_normal_equations(penalty):
+    features = make_features()
+    signal, _, counts = make_signal(features, noise=0.3)
+    weights = trust(counts) * signal.known
+    rows = fit_ridge(features, signal.items, weights, penalty=penalty).apply(features)
+    expected = dense_ridge(features, signal.items, weights, penalty)
+    np.testing.assert_allclose(
+        rows[features.has_text], expected[features.has_text], atol=5e-3 * abs(expected).max()
+    )
+    assert not rows[~features.has_text].any()
+
+
+def test_conjugate_gradients_solve_every_column_from_any_start():
+    rng = np.random.default_rng(0)
+    half = rng.normal(size=(20, 20)).astype(np.float32)
+    matrix = half @ half.T + 5 * np.eye(20, dtype=np.float32)
+    targets = rng.normal(size=(20, 3)).astype(np.float32) * np.float32([1, 1e-3, 0])
+    expected = np.linalg.solve(matrix.astype(np.float64), targets)
+    for start in (None, rng.normal(size=(20, 3)).astype(np.float32)):
+        solution = conjugate_gradients(lambda x: matrix @ x, targets, start)
+        np.testing.assert_allclose(solution[:, :2], expected[:, :2], rtol=0.02, atol=1e-5)
+        if start is None:
+            assert not solution[:, 2].any()
+
+
+def test_completion_finds_the_rows_of_cold_items_and_keeps_the_learned_ones():
+    features = make_features()
+    signal, truth, counts = make_signal(features)
+    signal = standardise(signal)
+    before = signal.items.copy()
+    ridge = completion_map(signal, features, counts, seed=0, penalty=1e-3)
+    completed = complete(signal, ridge, features)
+    assert completed.known[COLD].all()
+    assert not completed.known[0]
+    np.testing.assert_array_equal(completed.items[signal.known], before[signal.known])
+    np.testing.assert_array_equal(signal.items, before)
+    wrong = completed.items[COLD] - truth[COLD]
+    assert np.square(wrong).mean() < 0.5 * truth[COLD].var(axis=0).mean()
+    users = np.arange(N_USERS)
+    expected = completed.users @ completed.items[COLD].T + completed.offset[:, None]
+    np.testing.assert_allclose(completed.scores(users)[:, COLD], expected, atol=1e-5)
+
+
+def test_an_item_without_text_stays_unknown():
+    features = make_features()
+    signal, _, counts = make_signal(features)
+    counts[NO_TEXT] = 0
+    signal = Factors.of(signal.users, signal.items.copy(), counts > 0)
+    ridge = completion_map(signal, features, counts, seed=0)
+    completed = complete(signal, ridge, features)
+    assert not completed.known[NO_TEXT].any()
+    assert not completed.items[NO_TEXT].any()
+
+
+def test_rows_of_full_width_are_completed_in_place_as_by_the_ridge_of_the_whole_table():
+    features = make_features()
+    _, _, counts = make_signal(features)
+    rng = np.random.default_rng(3)
+    table = rng.normal(size=(N_ITEMS, N_ITEMS)).astype(np.float32)
+    history = sp.random(N_USERS, N_ITEMS, density=0.3, random_state=0, format="csr", dtype="f4")
+    signal = Factors.of(history, table, counts > 0)
+    whole = fit_ridge(features, signal.items, trust(counts), penalty=2.0).apply(features)
+    ridge = completion_map(signal, features, counts, seed=0, rank=N_ITEMS, penalty=2.0)
+    completed = complete(signal, ridge, features)
+    assert np.shares_memory(completed.items, signal.items)
+    np.testing.assert_allclose(completed.items[COLD], whole[COLD], atol=5e-3)
+    pseudo = out_of_fold(signal, ridge, features, counts, seed=0)
+    np.testing.assert_allclose(
+        pseudo.scores(np.arange(N_USERS))[:, COLD],
+        completed.scores(np.arange(N_USERS))[:, COLD],
+        atol=2e-2,
+    )
+
+
+def test_an_out_of_fold_row_does_not_depend_on_its_own_item():
+    features = make_features()
+    signal, _, counts = make_signal(features, noise=0.5)
+    ridge = completion_map(signal, features, counts, seed=0, penalty=1.0)
+    rows = out_of_fold(signal, ridge, features, counts, seed=5).items
+    other = dataclasses.replace(signal, items=signal.items.copy())
+    other.items[7] += 100
+    changed = out_of_fold(other, ridge, features, counts, seed=5).items
+    np.testing.assert_allclose(changed[7], rows[7], atol=1e-6)
+    assert np.abs(changed - rows).max() > 1
+
+
+def test_folds_part_the_members():
+    members = np.arange(3, 30)
+    parts = list(folds(members, 4, seed=1))
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), members)
+    assert len(list(folds(np.array([4, 9]), 5, seed=1))) == 2
+
+
+def test_noise_asks_for_a_larger_penalty_than_a_clean_law():
+    features = make_features()
+    chosen = []
+    for noise in (0.0, 20.0):
+        signal, _, counts = make_signal(features, noise=noise)
+        weights = trust(counts) * signal.known
+        chosen.append(choose_penalty(features, signal.items, weights, signal.users, seed=0))
+    assert chosen[0] < chosen[1]
+
+
+def test_sparse_item_rows_and_signals_without_text_have_no_map():
+    features = make_features()
+    signal, _, counts = make_signal(features)
+    words = Factors.of(sp.csr_matrix(signal.users), sp.csr_matrix(signal.items), signal.known)
+    assert completion_map(words, features, counts, seed=0) is None
+    blank = text_features({"bert": np.zeros((N_ITEMS, 3), np.float32)})
+    assert completion_map(signal, blank, counts, seed=0) is None
+
+
+def test_a_new_user_gets_the_mean_user_and_one_with_text_what_it_says():
+    features = make_features()
+    signal, _, _ = make_signal(features)
+    counts = np.full(N_USERS, 5)
+    counts[[0, 3, 4]] = 0
+    mean = signal.users[counts > 0].mean(axis=0)
+    completed = complete_users(signal, counts, seed=0)
+    np.testing.assert_allclose(completed.users[[3, 4]], [mean, mean], atol=1e-6)
+    np.testing.assert_array_equal(completed.users[counts > 0], signal.users[counts > 0])
+    assert not completed.users[0].any()
+    texts = make_features(seed=8, n=N_USERS)
+    texts.has_text[4] = False
+    told = complete_users(signal, counts, texts, seed=0)
+    np.testing.assert_allclose(told.users[4], mean, atol=1e-6)
+    assert np.abs(told.users[3] - mean).max() > 1e-4
+
+
+def test_a_new_user_of_a_sparse_signal_scores_as_the_mean_user():
+    rng = np.random.default_rng(0)
+    history = sp.random(N_USERS, N_ITEMS, density=0.4, random_state=1, format="csr", dtype="f4")
+    lil = history.tolil()
+    lil[[0, 3]] = 0
+    history = lil.tocsr()
+    table = rng.normal(size=(N_ITEMS, N_ITEMS)).astype(np.float32)
+    signal = Factors.of(history, table, np.ones(N_ITEMS, dtype=bool))
+    counts = np.diff(history.indptr)
+    completed = complete_users(signal, counts, seed=0)
+    weights = trust(counts) / trust(counts).sum()
+    scores = signal.scores(np.arange(N_USERS))
+    np.testing.assert_allclose(completed.scores(np.array([3]))[0], weights @ scores, atol=1e-4)
+    np.testing.assert_allclose(completed.scores(np.array([5])), scores[[5]], atol=1e-6)
