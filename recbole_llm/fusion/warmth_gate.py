@@ -15,9 +15,6 @@ from recbole_llm.fusion.exposure import Contest, parse_exposure
 # Where fewer of the items are cold, their signals count equally: weights of their own are not
 # worth fitting all signals once more.
 _FEW_COLD = 0.05
-# Spread of cold items' fused scores beside warm ones'. Their z-scores are alike, since what is
-# completed is smooth, so that at 1 a level lifts the doubtful with the good.
-_COLD_SPREAD = 2.0
 # Of the levels that validate as well as the best within this, the one that shows most cold items.
 _AS_GOOD = 0.999
 # A level is chosen by the validation part where at least so much of what is wanted there is
@@ -31,8 +28,7 @@ class WarmthGate:
 
     ``w`` is tuned on warm items among warm ones. ``v`` is tuned on cold items among cold ones:
     those of the validation part, and warm ones that are completed as if they were cold. ``s``
-    sets their spread over the items of a typical user beside that of
-    the warm ones. So no order among warm items or
+    gives both the same spread over the items of a typical user. So no order among warm items or
     among cold ones depends on the level.
     """
 
@@ -68,7 +64,7 @@ class WarmthGate:
             )
 
         served = contest(now)
-        scale = _COLD_SPREAD * served.spread[0] / served.spread[1] if served.spread[1] else 1.0
+        scale = served.spread[0] / served.spread[1] if served.spread[1] else 1.0
         measured = served
         wanted_cold = served.n_cold.sum() / max(1, (served.n_cold + served.n_warm).sum())
         if wanted_cold < _ENOUGH_COLD and imagined is not None:
