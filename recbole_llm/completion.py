@@ -8,7 +8,7 @@ regression says of its text. Everything is matrix-free: sparse features are neve
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -360,51 +360,6 @@ def complete(factors: Factors, ridge: RidgeMap, features: TextFeatures) -> Facto
     known = factors.known.copy()
     known[missing] = True
     return dataclasses.replace(factors, items=items, known=known)
-
-
-def out_of_fold(
-    factors: Factors,
-    ridge: RidgeMap,
-    features: TextFeatures,
-    counts: NDArray[np.int64],
-    *,
-    seed: int,
-    n_folds: int = 5,
-) -> Factors:
-    """The signal as if each item were cold: every row is completed from the other items' rows.
-
-    The known items with text fall into folds; each fold's rows come from a ridge on the other
-    folds with the map's penalty. The signal itself is not fitted anew.
-
-    Args:
-        factors: the signal, standardised or not, before :func:`complete`.
-        ridge: its :func:`completion_map`.
-        features: of all items.
-        counts: int (n_items,), interactions of each item.
-        seed: of the folds.
-        n_folds: at least 2.
-
-    Returns:
-        Dense factors of the same scale: ``known`` are the items with text; users and items are
-        along the map's basis where it has one.
-    """
-    users, rows = _along(factors, ridge.basis)
-    completed = ridge.apply(features)
-    weights = np.where(factors.known & features.has_text, trust(counts), 0.0)
-    for fold in folds(np.flatnonzero(weights), n_folds, seed=seed):
-        rest = weights.copy()
-        rest[fold] = 0
-        others = fit_ridge(features, rows, rest, penalty=ridge.penalty)
-        completed[fold] = others.apply(features[fold])
-    known = features.has_text.copy()
-    completed[0], known[0] = 0, False
-    return Factors(np.asarray(users, dtype=np.float32), completed, known, factors.offset)
-
-
-def folds(members: Index, n_folds: int, *, seed: int) -> Iterator[Index]:
-    """A seeded partition into folds of about one size, each ascending; empty ones are left out."""
-    shuffled = np.random.default_rng(seed).permutation(members)
-    yield from (np.sort(fold) for fold in np.array_split(shuffled, n_folds) if len(fold))
 
 
 def complete_users(

@@ -244,7 +244,6 @@ def _as_if_cold(
     data: TrainingData,
     texts: _Texts,
     run: RunOptions,
-    report: FitReport,
 ) -> Situation | None:
     """The signals as they would be if a fifth of the warm items with a text were new."""
     if texts.items is None:
@@ -297,7 +296,7 @@ def _fuse(
     factors = {label: signal_factors for label, (_, signal_factors) in fitted.items()}
     evidence = Evidence(
         Situation(factors, data.binary, validation and validation.positives),
-        lambda: _as_if_cold(fitted, data, texts, run, report),
+        lambda: _as_if_cold(fitted, data, texts, run),
         tune,
         objective,
         run,

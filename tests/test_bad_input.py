@@ -70,6 +70,8 @@ REFUSED = [
     ("good", ["--model=HybridFusion", "--item_text_field=title"], "did you mean `item_text_fiel"),
     ("good", ["--model=HybridFusion", "--signals=als,lightfn"], "did you mean `lightfm`?"),
     ("good", ["--model=HybridFusion", "--encoder=brt"], "did you mean `bert`?"),
+    ("good", ["--model=HybridFusion", "--cold_exposure=lots"], "`cold_exposure` must be auto, a"),
+    ("good", ["--model=HybridFusion", "--fusion=gate"], "`fusion` must be one of weighted_sum"),
     ("good", ["--model=HybridFusoin"], "did you mean `HybridFusion`?"),
     ("good", ["--model=TextIntent", "--item_text_fields=titel"], "has no field `titel`"),
     ("good", ["--model=TextIntent", "--encoder=./nowhere"], "nowhere"),

@@ -1,7 +1,5 @@
 """Rows of cold items and users, against dense formulas."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -13,8 +11,6 @@ from recbole_llm.completion import (
     completion_map,
     conjugate_gradients,
     fit_ridge,
-    folds,
-    out_of_fold,
     text_features,
     trust,
 )
@@ -133,31 +129,6 @@ def test_rows_of_full_width_are_completed_in_place_as_by_the_ridge_of_the_whole_
     completed = complete(signal, ridge, features)
     assert np.shares_memory(completed.items, signal.items)
     np.testing.assert_allclose(completed.items[COLD], whole[COLD], atol=5e-3)
-    pseudo = out_of_fold(signal, ridge, features, counts, seed=0)
-    np.testing.assert_allclose(
-        pseudo.scores(np.arange(N_USERS))[:, COLD],
-        completed.scores(np.arange(N_USERS))[:, COLD],
-        atol=2e-2,
-    )
-
-
-def test_an_out_of_fold_row_does_not_depend_on_its_own_item():
-    features = make_features()
-    signal, _, counts = make_signal(features, noise=0.5)
-    ridge = completion_map(signal, features, counts, seed=0, penalty=1.0)
-    rows = out_of_fold(signal, ridge, features, counts, seed=5).items
-    other = dataclasses.replace(signal, items=signal.items.copy())
-    other.items[7] += 100
-    changed = out_of_fold(other, ridge, features, counts, seed=5).items
-    np.testing.assert_allclose(changed[7], rows[7], atol=1e-6)
-    assert np.abs(changed - rows).max() > 1
-
-
-def test_folds_part_the_members():
-    members = np.arange(3, 30)
-    parts = list(folds(members, 4, seed=1))
-    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), members)
-    assert len(list(folds(np.array([4, 9]), 5, seed=1))) == 2
 
 
 def test_noise_asks_for_a_larger_penalty_than_a_clean_law():
