@@ -301,7 +301,8 @@ def _fuse(
         objective,
         run,
     )
-    rule = FUSIONS[settings.fusion.fusion]
+    # A signal by itself stays as it is: there is nothing to weigh.
+    rule = FUSIONS[settings.fusion.fusion if len(factors) > 1 else "weighted_sum"]
     fused = rule.fit(evidence, settings.fusion.cold_exposure)
     report.weights = dict(fused.weights)
     report.cold_weights = dict(fused.cold_weights)
