@@ -27,7 +27,7 @@ class ChoiceSettings:
     """Which signals a hybrid is made of."""
 
     signals: Words = setting(
-        ("als", "lightfm", "item_item", "text_intent", "popularity"),
+        ("als", "lightfm", "item_item", "text_intent", "text_map", "popularity"),
         "Signals that are fused.",
     )
 

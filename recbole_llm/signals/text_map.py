@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import scipy.sparse as sp
 import torch
+from threadpoolctl import threadpool_limits
 from torch.nn.functional import cross_entropy, normalize
 
 from recbole_llm.completion import TextFeatures, text_features
@@ -74,7 +75,7 @@ class TextMapSignal(SingleSignal):
     seeded: ClassVar[bool] = True
 
     def variants(self, name: str, encoders: Sequence[str]) -> dict[str, TextMapSignal]:
-        """One signal per encoder, ``name:encoder``; fused they beat one map of all."""
+        """One signal per encoder, ``name:encoder``."""
         return {
             f"{name}:{encoder}": dataclasses.replace(self, encoders=(encoder,))
             for encoder in encoders
@@ -302,9 +303,11 @@ class _Trainer:
         seen.data[self.rng.random(seen.nnz) * self.degree > self.signal.history_sample] = 0
         seen.eliminate_zeros()
         order = self.rng.permutation(self.examples)[:_MOST_INTERACTIONS]
-        for start in range(0, len(order), self.signal.batch_size):
-            part = order[start : start + self.signal.batch_size]
-            self._step(seen[self.users[part]], self.items[part])
+        # The steps are small: threads would mostly wait for each other.
+        with threadpool_limits(1):
+            for start in range(0, len(order), self.signal.batch_size):
+                part = order[start : start + self.signal.batch_size]
+                self._step(seen[self.users[part]], self.items[part])
 
     def _step(self, seen: sp.csr_matrix, positives: Index) -> None:
         """Learn from interactions with ``positives`` of users with the histories ``seen``."""
