@@ -35,6 +35,7 @@ def test_hybrid_is_ahead_of_item_knn_and_repeats_and_encodes_nothing_twice(tmp_p
     item_knn, _ = record_of(tmp_path, "--model=ItemKNN")
     assert first["test"]["ndcg@10"] > item_knn["test"]["ndcg@10"] + 0.03
     assert first["valid"]["ndcg@10"] > max(first["signals"].values())
+    assert first["valid"]["ndcg@10"] > first["signals"]["popularity"] + 0.1
     assert sum(first["weights"].values()) == pytest.approx(1)
     assert first["texts"]["cached"] == 0 < first["texts"]["encoded"]
     assert "weights: als" in log
