@@ -63,10 +63,11 @@ def text_features(embeddings: Mapping[str, Rows]) -> TextFeatures:
     blocks = tuple(
         block if isinstance(block, np.ndarray) else block.tocsr() for block in embeddings.values()
     )
-    return TextFeatures(blocks, np.logical_or.reduce([_not_zero(block) for block in blocks]))
+    return TextFeatures(blocks, np.logical_or.reduce([has_text(block) for block in blocks]))
 
 
-def _not_zero(rows: Rows) -> Mask:
+def has_text(rows: Rows) -> Mask:
+    """Which rows of an embedding table stand for a text, bool (n,)."""
     if isinstance(rows, np.ndarray):
         return np.asarray(rows.any(axis=1))
     return np.asarray(np.diff(rows.indptr) > 0)

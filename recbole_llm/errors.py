@@ -26,6 +26,11 @@ class DataWarning(UserWarning):
     """Something in the data is worth a line, and the work goes on."""
 
 
+def one_line(error: Exception) -> str:
+    """What a library's error says, without line breaks; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A suggestion to append to a message: ``"; did you mean `x`?"``, or nothing.
 

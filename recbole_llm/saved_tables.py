@@ -20,7 +20,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from recbole_llm.atomic_files import new_folder
-from recbole_llm.errors import DataError, did_you_mean
+from recbole_llm.errors import DataError, did_you_mean, one_line
 from recbole_llm.factors import Factors, Index
 
 SUFFIX = ".tables"
@@ -129,7 +129,7 @@ def read_tables(path: Path) -> SavedTables:
         known = _read_rows(folder, "known", manifest["known"])
     # All that a file which is not what was written can raise.
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise _damaged(folder, " ".join(str(error).split())) from error
+        raise _damaged(folder, one_line(error)) from error
     return SavedTables(blocks, user_ids, item_ids, titles, known, manifest["facts"])
 
 

@@ -79,7 +79,7 @@ def recommend(args: argparse.Namespace) -> int:
         The exit code. Errors that a user can mend are raised: the command prints them.
     """
     _check_recommend(args)
-    write = _writer(args.out)
+    write = None if args.out is None else _writer(args.out)
     with _plain_warnings():
         recommender = Recommender.load(args.checkpoint[0], device=args.device)
         if args.similar is not None:
@@ -91,7 +91,7 @@ def recommend(args: argparse.Namespace) -> int:
             parts = recommender.recommend_all(args.k, only=only, exclude=exclude)
         else:
             parts = iter([recommender.recommend(args.user, args.k, only=only, exclude=exclude)])
-        if args.out is not None:
+        if write is not None:
             n_rows, n_users = write(args.out, parts)
             print(f"wrote {args.out}: {n_rows:,} rows for {n_users:,} users")  # noqa: T201
             return 0
@@ -266,13 +266,9 @@ def _table_lines(kind: str, answer: dict[str, Any]) -> Iterator[str]:
         yield "no items are left to recommend"
 
 
-def _writer(
-    out: Path | None,
-) -> Callable[[Path, Iterable[pd.DataFrame]], tuple[int, int]]:
+def _writer(out: Path) -> Callable[[Path, Iterable[pd.DataFrame]], tuple[int, int]]:
     """What writes a table to a file of that ending."""
     writers = {".csv": _write_csv, ".parquet": _write_parquet}
-    if out is None:
-        return _write_csv
     if out.suffix not in writers:
         raise SettingsError(f"`--out` must end in {' or '.join(writers)}, got {out}")
     if not out.parent.is_dir():

@@ -48,11 +48,7 @@ class TrainingData:
     @cached_property
     def binary(self) -> sp.csr_matrix:
         """The interactions with every weight 1."""
-        ones = np.ones_like(self.interactions.data)
-        return sp.csr_matrix(
-            (ones, self.interactions.indices, self.interactions.indptr),
-            shape=self.interactions.shape,
-        )
+        return with_ones(self.interactions)
 
     @cached_property
     def confidence(self) -> sp.csr_matrix:
@@ -83,6 +79,12 @@ def without_items(data: TrainingData, items: Mask) -> TrainingData:
     )
     age = None if data.age is None else data.age[kept]
     return replace(data, interactions=interactions, age=age)
+
+
+def with_ones(matrix: sp.csr_matrix) -> sp.csr_matrix:
+    """A CSR matrix with every stored entry 1; its indices are shared, not copied."""
+    ones = np.ones_like(matrix.data)
+    return sp.csr_matrix((ones, matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
 def entries(matrix: sp.csr_matrix) -> tuple[Index, Index]:

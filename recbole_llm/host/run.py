@@ -18,7 +18,7 @@ from recbole.data import create_dataset, data_preparation
 from recbole.evaluator import Evaluator
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
 
-from recbole_llm.errors import DataError, SettingsError, did_you_mean
+from recbole_llm.errors import DataError, SettingsError, did_you_mean, one_line
 from recbole_llm.fitting import FitReport
 from recbole_llm.host.config import prepare, settings_in_force, versions
 from recbole_llm.host.known_keys import model_names
@@ -130,16 +130,12 @@ def _load(config: Any) -> tuple[Any, Any, Any]:
     except (ValueError, TypeError, LookupError, NotImplementedError, RuntimeError) as error:
         logger.debug("RecBole's own error:", exc_info=True)
         raise DataError(
-            f"RecBole cannot use the data set {config['dataset']}: {_one_line(error)}"
+            f"RecBole cannot use the data set {config['dataset']}: {one_line(error)}"
         ) from error
     for setting, part in (("validation", valid), ("test", test)):
         if part is None or not len(part._dataset):
             logger.warning(f"no {setting} rows: nothing is measured on them")
     return train, valid, test
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _record(
@@ -209,7 +205,7 @@ def read_config(model: str, dataset: str, files: list[str], values: dict[str, An
         RuntimeError,
         yaml.YAMLError,
     ) as error:
-        raise SettingsError(_one_line(error)) from error
+        raise SettingsError(one_line(error)) from error
     finally:
         sys.argv = arguments
     folder = Path(config["data_path"])

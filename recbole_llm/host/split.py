@@ -22,7 +22,7 @@ from recbole_llm.cold_split import (
     filters_in,
     write_split,
 )
-from recbole_llm.errors import DataError, SettingsError
+from recbole_llm.errors import DataError, SettingsError, one_line
 from recbole_llm.host.config import HOST_KEYS, given_settings
 from recbole_llm.host.known_keys import check_keys, properties_folder, recbole_keys
 from recbole_llm.host.run import read_config
@@ -100,9 +100,7 @@ def load_source(dataset: str, settings: Mapping[str, Any]) -> Source:
     try:
         data = _FilteredDataset(config)
     except (ValueError, TypeError, AttributeError, LookupError, OSError) as error:
-        raise DataError(f"{dataset}: RecBole cannot load it: {' '.join(str(error).split())}") from (
-            error
-        )
+        raise DataError(f"{dataset}: RecBole cannot load it: {one_line(error)}") from error
     feat = data.inter_feat
     timed = data.time_field in feat
     return Source(

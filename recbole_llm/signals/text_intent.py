@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
-from recbole_llm.factors import Factors, Mask, Rows
+from recbole_llm.completion import has_text
+from recbole_llm.factors import Factors
 from recbole_llm.intent import history_weights, user_intent
 from recbole_llm.settings import RunOptions, setting
 from recbole_llm.signals.base import SingleSignal, SkippedSignal
@@ -53,10 +52,3 @@ class TextIntentSignal(SingleSignal):
             user_text_weight=self.user_text_weight,
         )
         return Factors.of(users, rows.copy(), has_text(rows))
-
-
-def has_text(rows: Rows) -> Mask:
-    """Which rows of an embedding table stand for a text, bool (n_items,)."""
-    if isinstance(rows, np.ndarray):
-        return np.asarray(rows.any(axis=1))
-    return np.diff(rows.indptr) > 0

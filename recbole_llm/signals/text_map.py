@@ -23,7 +23,7 @@ from recbole_llm.factors import Factors, Index, Mask, Rows, Table, unit_rows
 from recbole_llm.intent import history_weights, user_intent
 from recbole_llm.settings import RunOptions, Words, setting
 from recbole_llm.signals.base import SingleSignal, SkippedSignal
-from recbole_llm.training_data import TrainingData, entries
+from recbole_llm.training_data import TrainingData, entries, with_ones
 
 # Items that a step ranks against each other: fewer are as good, and their square is the cost.
 _NEGATIVES = 256
@@ -185,7 +185,7 @@ def _best_epochs(
         At least 1; the most, where nothing can be held out.
     """
     rest, wanted = _columns(history, ~held_out), _columns(history, held_out)
-    validation = Validation.of(_ones(rest), _ones(wanted), "cold")
+    validation = Validation.of(with_ones(rest), with_ones(wanted), "cold")
     trainer = _Trainer(features, rest, signal, run)
     if validation is None or not len(trainer.examples):
         return _MOST_EPOCHS
@@ -206,11 +206,6 @@ def _columns(matrix: sp.csr_matrix, kept: Mask) -> sp.csr_matrix:
     cut = (matrix @ sp.diags(kept.astype(np.float32))).tocsr()
     cut.eliminate_zeros()
     return cut
-
-
-def _ones(matrix: sp.csr_matrix) -> sp.csr_matrix:
-    ones = np.ones_like(matrix.data)
-    return sp.csr_matrix((ones, matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
 class _SparseProduct(torch.autograd.Function):
