@@ -31,6 +31,7 @@ from recbole_llm.factors import Factors, Rows, standardise
 from recbole_llm.fusion import FUSIONS, Evidence, Judged, Situation, exposure_table
 from recbole_llm.model_settings import ModelSettings
 from recbole_llm.settings import RunOptions, TextSettings
+from recbole_llm.signal_cache import fit_cached
 from recbole_llm.signals import Signal, SkippedSignal
 from recbole_llm.training_data import TrainingData, without_items
 from recbole_llm.tuning.signal_search import search_signal, search_space
@@ -191,7 +192,7 @@ def _fit_signals(
                 skipped[label] = str(reason)
                 logger.warning(f"{label}: left out, {reason}")
                 continue
-            factors = _for_all(signal, factors, data, texts, run)
+            factors = _for_all(signal, factors, data, texts, settings, run)
             fitted[label] = signal, factors
             value = evaluate([factors], validation, metric, run.device) if validation else None
             report.signals[label] = value
@@ -214,22 +215,32 @@ def _fit_one(
     fixed: frozenset[str],
 ) -> tuple[Signal, Factors, str]:
     n_trials = settings.search.signal_search_trials
-    space = search_space(signal, fixed)
+    name, _, _ = label.partition(":")
+    searched = name in settings.search.searched_signals
+    space = search_space(signal, fixed) if searched else {}
     if validation is None or not n_trials or not space:
-        signal = signal.settle(data, run)
-        return signal, signal.fit(data, run), ""
+        return *fit_cached(signal, data, run), ""
     found = search_signal(
         label, signal, data, validation, metric, run, n_trials=n_trials, fixed=fixed
     )
-    chosen = ", ".join(f"{name} {getattr(found.signal, name):.4g}" for name in space)
+    chosen = ", ".join(f"{name} {_short(getattr(found.signal, name))}" for name in space)
     return found.signal, found.factors, f", best of {n_trials} settings ({chosen})"
 
 
+def _short(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"
+
+
 def _for_all(
-    signal: Signal, factors: Factors, data: TrainingData, texts: _Texts, run: RunOptions
+    signal: Signal,
+    factors: Factors,
+    data: TrainingData,
+    texts: _Texts,
+    settings: ModelSettings,
+    run: RunOptions,
 ) -> Factors:
     """A signal's z-scores, with rows for the users and items that it has not seen."""
-    if not signal.completed:
+    if not (signal.completed and settings.fusion.completion):
         return standardise(factors)
     user_counts = np.diff(data.interactions.indptr).astype(np.int64)
     factors = standardise(complete_users(factors, user_counts, texts.users, seed=run.seed))
@@ -243,6 +254,7 @@ def _as_if_cold(
     fitted: Mapping[str, tuple[Signal, Factors]],
     data: TrainingData,
     texts: _Texts,
+    settings: ModelSettings,
     run: RunOptions,
 ) -> Situation | None:
     """The signals as they would be if a fifth of the warm items with a text were new."""
@@ -257,7 +269,8 @@ def _as_if_cold(
     factors = {}
     for label, (signal, _) in fitted.items():
         try:
-            factors[label] = _for_all(signal, signal.fit(rest, run), rest, texts, run)
+            _, learned = fit_cached(signal, rest, run)
+            factors[label] = _for_all(signal, learned, rest, texts, settings, run)
         except SkippedSignal:
             return None
     logger.info(
@@ -296,7 +309,7 @@ def _fuse(
     factors = {label: signal_factors for label, (_, signal_factors) in fitted.items()}
     evidence = Evidence(
         Situation(factors, data.binary, validation and validation.positives),
-        lambda: _as_if_cold(fitted, data, texts, run),
+        lambda: _as_if_cold(fitted, data, texts, settings, run),
         tune,
         objective,
         run,

@@ -18,6 +18,7 @@ LAYERS = [
     ["encoders", "evaluation"],
     ["embedding_cache", "intent", "completion", "cold_metrics"],
     ["signals"],
+    ["signal_cache"],
     ["fusion"],
     ["tuning", "model_settings"],
     ["fitting"],
