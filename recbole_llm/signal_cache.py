@@ -76,11 +76,10 @@ def _key(signal: Signal, data: TrainingData, run: RunOptions) -> str:
         digest.update(data.age.tobytes())
     if signal.uses_text:
         digest.update(json.dumps([data.item_texts, dict(data.item_categories)]).encode())
-    if signal.uses_embeddings:
+    for name in signal.encoders:
         for tables in (data.item_embeddings, data.user_embeddings):
-            for name, rows in tables.items():
-                digest.update(name.encode())
-                _add_rows(digest, rows)
+            if name in tables:
+                _add_rows(digest, tables[name])
     return digest.hexdigest()
 
 

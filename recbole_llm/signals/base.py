@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from recbole_llm.factors import Factors
-from recbole_llm.settings import RunOptions
+from recbole_llm.settings import RunOptions, Words
 from recbole_llm.training_data import TrainingData
 
 SomeSignal = TypeVar("SomeSignal", bound="Signal")
@@ -33,6 +33,11 @@ class Signal(Protocol):
     completed: ClassVar[bool]
     seeded: ClassVar[bool]
     starts: ClassVar[Sequence[Mapping[str, Any]]]
+
+    @property
+    def encoders(self) -> Words:
+        """The encoders whose embeddings it reads."""
+        ...
 
     def fit(self, data: TrainingData, run: RunOptions) -> Factors:
         """Learn the tables from the training part.
@@ -66,6 +71,7 @@ class SingleSignal:
     completed: ClassVar[bool] = False
     seeded: ClassVar[bool] = False
     starts: ClassVar[Sequence[Mapping[str, Any]]] = ()
+    encoders: Words = ()
 
     def settle(self: SomeSignal, data: TrainingData, run: RunOptions) -> SomeSignal:
         """Itself: it finds out nothing."""

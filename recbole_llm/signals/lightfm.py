@@ -25,10 +25,10 @@ class LightFMSignal(SingleSignal):
     """LightFM's tables; with item features, items never seen get their rows from them."""
 
     components: int = setting(
-        64, "Width of the LightFM tables.", at_least=1, search=Search(16, 256, log=True)
+        64, "Width of the LightFM tables.", at_least=1, search=Search(16, 128, log=True)
     )
     epochs: int = setting(
-        10, "Passes of LightFM over the interactions.", at_least=1, search=Search(3, 60, log=True)
+        10, "Passes of LightFM over the interactions.", at_least=1, search=Search(3, 30, log=True)
     )
     learning_rate: float = setting(
         0.05, "LightFM's initial learning rate.", above=0.0, search=Search(0.01, 0.1, log=True)
