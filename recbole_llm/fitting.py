@@ -35,7 +35,7 @@ from recbole_llm.signal_cache import fit_cached
 from recbole_llm.signals import Signal, SkippedSignal
 from recbole_llm.training_data import TrainingData, without_items
 from recbole_llm.tuning.signal_search import search_signal, search_space
-from recbole_llm.tuning.weights import tune_weights
+from recbole_llm.tuning.weights import select_weights, tune_weights
 
 logger = logging.getLogger(__name__)
 
@@ -289,8 +289,11 @@ def _fuse(
     run: RunOptions,
     report: FitReport,
 ) -> tuple[Factors, ...]:
-    def tune(sets: Sequence[Judged], *, robust: bool = False) -> Mapping[str, float]:
-        if not sets or len(sets[0].factors) < 2 or not settings.fusion.weight_trials:
+    def to_weigh(sets: Sequence[Judged]) -> bool:
+        return bool(sets and len(sets[0].factors) > 1 and settings.fusion.weight_trials)
+
+    def tune(sets: Sequence[Judged]) -> Mapping[str, float]:
+        if not to_weigh(sets):
             return {}
         tuned = tune_weights(
             sets,
@@ -298,10 +301,14 @@ def _fuse(
             run,
             n_trials=settings.fusion.weight_trials,
             memory_gb=settings.fusion.tuning_memory_gb,
-            robust=robust,
         )
         report.trials_per_second = tuned.trials_per_second
         return tuned.weights
+
+    def select(sets: Sequence[Judged]) -> Mapping[str, float]:
+        if not to_weigh(sets):
+            return {}
+        return select_weights(sets, objective, run, memory_gb=settings.fusion.tuning_memory_gb)
 
     objective = dataclasses.replace(metric, slice_name="")
     if len(fitted) > 1 and validation is None:
@@ -311,6 +318,7 @@ def _fuse(
         Situation(factors, data.binary, validation and validation.positives),
         lambda: _as_if_cold(fitted, data, texts, settings, run),
         tune,
+        select,
         objective,
         run,
     )

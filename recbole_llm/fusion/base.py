@@ -64,12 +64,11 @@ class Judged:
 class Tune(Protocol):
     """Weights that are good for all of some judged sets of the same signals."""
 
-    def __call__(self, sets: Sequence[Judged], *, robust: bool = False) -> Weights:
-        """Shares that sum to 1, equal ones where there is nothing to tune by.
+    def __call__(self, sets: Sequence[Judged]) -> Weights:
+        """Shares that sum to 1, none where there is nothing to tune by.
 
         Args:
             sets: what is looked at; each counts the same.
-            robust: whether to average many good weights and draw them towards equal ones.
         """
         ...
 
@@ -83,7 +82,9 @@ class Evidence:
         as_if_cold: the signals that learned without some of the warm items, which are completed
             like cold ones; what is wanted are these items' training interactions. None where no
             item can be completed. Slow: the signals are fitted anew.
-        tune: the tuner of weights.
+        tune: the tuner of weights, for a set large enough that the best of many trials counts.
+        select: a tuner for few and small sets, see
+            :func:`~recbole_llm.tuning.weights.select_weights`.
         metric: the objective.
         run: device, seed.
     """
@@ -91,6 +92,7 @@ class Evidence:
     now: Situation
     as_if_cold: Callable[[], Situation | None]
     tune: Tune
+    select: Tune
     metric: Metric
     run: RunOptions
 

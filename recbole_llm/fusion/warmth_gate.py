@@ -53,7 +53,7 @@ class WarmthGate:
             if situation is not None
             for judged in situation.judged("cold")
         ]
-        cold_weights = _complete(evidence.tune(sets, robust=True), told)
+        cold_weights = _complete(evidence.select(sets), told)
 
         def contest(situation: Situation) -> Contest:
             is_cold = situation.cold

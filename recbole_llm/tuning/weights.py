@@ -22,8 +22,8 @@ from recbole_llm.scoring import Scorer
 from recbole_llm.settings import RunOptions, Search
 from recbole_llm.tuning.trials import maximise
 
-# Robust weights are the mean of one in so many of the trials, the best ones.
-_GOOD_PART = 3
+# Signals that a selection adds one by one.
+_PICKS = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +134,6 @@ def tune_weights(
     *,
     n_trials: int,
     memory_gb: float,
-    robust: bool = False,
 ) -> TunedWeights:
     """Find one weight per signal, in 0..1, by Optuna.
 
@@ -146,36 +145,19 @@ def tune_weights(
         n_trials: weights to try, at least 1: equal ones, each signal alone, then Optuna's, so
             that tuning ends no worse than the best of these.
         memory_gb: for the cached scores.
-        robust: in place of the best weights the mean of the best third, which lies nearer to
-            equal ones: one small set is soon learned by heart.
 
     Returns:
         The weights.
     """
     labels = list(sets[0].factors)
-    n_candidates = max(10 * metric.k, 100)
-    slots = n_candidates * (len(labels) + 1)
-    # Scores of all signals, their fused copy, the flags, and what topk needs.
-    n_users = int(memory_gb * 2**30) // (slots * (4 * len(labels) + 14) * len(sets))
-    candidates = [
-        candidate_scores(
-            list(judged.factors.values()),
-            judged.validation.sample(max(1, n_users), seed=run.seed),
-            n_candidates=n_candidates,
-            run=run,
-        )
-        for judged in sets
-    ]
-    tried: list[tuple[float, NDArray[np.float64]]] = []
+    candidates = _candidates(sets, metric, run, memory_gb)
 
     def objective(parameters: Mapping[str, float]) -> float:
-        weights = np.array([parameters[label] for label in labels])
-        value = float(np.mean([part.evaluate(list(weights), metric) for part in candidates]))
-        tried.append((value, _shares(weights)))
-        return value
+        weights = [parameters[label] for label in labels]
+        return float(np.mean([part.evaluate(weights, metric) for part in candidates]))
 
     start = perf_counter()
-    maximise(
+    study = maximise(
         objective,
         {label: (float, Search(0.0, 1.0)) for label in labels},
         starts=[
@@ -188,14 +170,69 @@ def tune_weights(
         progress=run.progress,
     )
     seconds = perf_counter() - start
-    tried.sort(key=lambda trial: -trial[0])
-    best = tried[0][1]
-    if robust:
-        good = [weights for _, weights in tried[: max(1, len(tried) // _GOOD_PART)]]
-        best = np.mean(good, axis=0)
+    best = _shares(np.array([study.best_params[label] for label in labels]))
     return TunedWeights(
-        dict(zip(labels, best.tolist(), strict=True)), tried[0][0], n_trials / seconds
+        dict(zip(labels, best.tolist(), strict=True)), study.best_value, n_trials / seconds
     )
+
+
+def select_weights(
+    sets: Sequence[Judged], metric: Metric, run: RunOptions, *, memory_gb: float
+) -> Mapping[str, float]:
+    """Weights by ensemble selection, the mean of those that each set selects for itself.
+
+    From nothing, the signal is added that helps most, twenty times, and may be added again; its
+    share is its weight. Few small sets are learned by heart less than by the best of many trials,
+    and what helps in one of them alone counts less.
+
+    Source: Caruana, Niculescu-Mizil, Crew, Ksikes, "Ensemble Selection from Libraries of Models",
+    2004.
+
+    Args:
+        sets: the same signals with what they are judged by, once or several times.
+        metric: the objective.
+        run: device, seed.
+        memory_gb: for the cached scores.
+
+    Returns:
+        Label -> share; they sum to 1.
+    """
+    labels = list(sets[0].factors)
+    selected = [
+        _selected(part, metric, len(labels)) for part in _candidates(sets, metric, run, memory_gb)
+    ]
+    return dict(zip(labels, np.mean(selected, axis=0).tolist(), strict=True))
+
+
+def _selected(scores: CandidateScores, metric: Metric, n_signals: int) -> NDArray[np.float64]:
+    picks = np.zeros(n_signals)
+    best_value, best = -1.0, picks
+    for _ in range(_PICKS):
+        values = [scores.evaluate(list(picks + one), metric) for one in np.eye(n_signals)]
+        picks = picks + np.eye(n_signals)[int(np.argmax(values))]
+        if max(values) > best_value:
+            best_value, best = max(values), picks
+    return best / best.sum()
+
+
+def _candidates(
+    sets: Sequence[Judged], metric: Metric, run: RunOptions, memory_gb: float
+) -> list[CandidateScores]:
+    """What the signals say of the sets' candidates, as far as the memory goes."""
+    n_signals = len(sets[0].factors)
+    n_candidates = max(10 * metric.k, 100)
+    slots = n_candidates * (n_signals + 1)
+    # Scores of all signals, their fused copy, the flags, and what topk needs.
+    n_users = int(memory_gb * 2**30) // (slots * (4 * n_signals + 14) * len(sets))
+    return [
+        candidate_scores(
+            list(judged.factors.values()),
+            judged.validation.sample(max(1, n_users), seed=run.seed),
+            n_candidates=n_candidates,
+            run=run,
+        )
+        for judged in sets
+    ]
 
 
 def _shares(weights: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from recbole_llm.fusion import FUSIONS, Evidence, Situation, parse_exposure
 from recbole_llm.fusion.exposure import Contest, Wish
 from recbole_llm.model_settings import read_model_settings
 from recbole_llm.settings import RunOptions
-from recbole_llm.tuning.weights import tune_weights
+from recbole_llm.tuning.weights import select_weights, tune_weights
 
 METRIC, RUN = Metric("ndcg", 5), RunOptions(seed=3, progress=False)
 N_USERS, N_ITEMS, N_COLD = 30, 40, 12
@@ -51,14 +51,15 @@ def situation(seed=0, kinds=("dense", "full", "words")):
 
 
 def fit(now, exposure="auto", rule="warmth_gate", trials=30):
-    def tune(sets, *, robust=False):
+    def tune(sets):
         if not sets:
             return {}
-        return tune_weights(
-            sets, METRIC, RUN, n_trials=trials, memory_gb=0.1, robust=robust
-        ).weights
+        return tune_weights(sets, METRIC, RUN, n_trials=trials, memory_gb=0.1).weights
 
-    evidence = Evidence(now, lambda: situation(seed=9), tune, METRIC, RUN)
+    def select(sets):
+        return select_weights(sets, METRIC, RUN, memory_gb=0.1) if sets else {}
+
+    evidence = Evidence(now, lambda: situation(seed=9), tune, select, METRIC, RUN)
     return FUSIONS[rule].fit(evidence, exposure)
 
 
@@ -171,21 +172,24 @@ def test_without_a_cold_item_the_gate_is_the_weighted_sum():
     np.testing.assert_array_equal(scores_of(gate.blocks), scores_of(flat.blocks))
 
 
-def test_robust_weights_lie_nearer_to_equal_ones():
-    (cold,) = situation().judged("cold")
-    parts = [cold.of(["dense", "full", "words"])]
-    best, robust = (
-        np.array(
-            list(
-                tune_weights(
-                    parts, METRIC, RUN, n_trials=60, memory_gb=0.1, robust=robust
-                ).weights.values()
-            )
-        )
-        for robust in (False, True)
-    )
-    assert robust.sum() == pytest.approx(1)
-    assert np.abs(robust - 1 / 3).max() < np.abs(best - 1 / 3).max()
+def test_selected_weights_are_as_good_as_any_signal_and_the_mean_over_sets():
+    (one,), (other,) = (situation(seed=seed).judged("cold") for seed in (0, 9))
+    labels = ["dense", "full", "words"]
+    sets = [one.of(labels), other.of(labels)]
+
+    def select(parts):
+        return np.array([*select_weights(parts, METRIC, RUN, memory_gb=0.1).values()])
+
+    for part in sets:
+        factors, weights = list(part.factors.values()), select([part])
+        values = []
+        for shares in (weights, *np.eye(3)):
+            gains = [np.full(N_ITEMS, share, np.float32) for share in shares]
+            blocks = gated(factors, gains, np.zeros(N_ITEMS, np.float32))
+            values.append(evaluate(blocks, part.validation, METRIC, "cpu"))
+        assert weights.sum() == pytest.approx(1)
+        assert values[0] >= max(values[1:])
+    np.testing.assert_allclose(select(sets), (select(sets[:1]) + select(sets[1:])) / 2)
 
 
 def test_cold_exposure_is_read():
