@@ -84,8 +84,12 @@ SEARCHED = {
 }
 
 
+def slug(name):
+    return name.lower().replace(" ", "_")
+
+
 def cell_file(dataset, seed, name):
-    return RESULTS / f"{dataset}-{seed}-{name.lower().replace(' ', '_')}.json"
+    return RESULTS / f"{dataset}-{seed}-{slug(name)}.json"
 
 
 def split(args, dataset, seed):

@@ -1,0 +1,189 @@
+"""The table and the plots of cold_start.py's cells.
+
+python benchmarks/cold_start_report.py
+Writes benchmarks/results/cold_start.md, and cold_start-*.png and .svg beside it.
+"""
+
+import json
+import statistics
+from collections import defaultdict
+
+import cold_start
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402 - after the backend
+
+OUT = cold_start.HERE / "results"
+COLUMNS = ("cold", "cold_in_all", "warm", "warm_in_all", "all")
+HEADS = ("cold among cold", "cold in all", "warm among warm", "warm in all", "all")
+LIGHTFM = ("LightFM", "LightFM without identities")
+PLOTTED = {
+    "HybridFusion": ("#1b6ca8", "o"),
+    "flat weights": ("#7fb2d9", "s"),
+    "EASE": ("#444444", "^"),
+    "LightFM": ("#d1495b", "D"),
+    "BERT mean": ("#edae49", "v"),
+    "popularity": ("#999999", "x"),
+}
+
+
+def cells():
+    """Data set -> model -> seed -> cell, all in the order of the models."""
+    found = defaultdict(lambda: defaultdict(dict))
+    for name in cold_start.MODELS:
+        for file in sorted(cold_start.RESULTS.glob(f"*-{cold_start.slug(name)}.json")):
+            if not file.name.startswith("by_count-"):
+                cell = json.loads(file.read_text())
+                dataset = cell["dataset"].partition("-cold-items-")[0]
+                found[dataset][name][cell["seed"]] = cell
+    return found
+
+
+def mean(runs, column, seeds):
+    return statistics.mean(runs[seed]["test"][f"{column}_ndcg@10"] for seed in seeds)
+
+
+def dataset_lines(dataset, models):
+    """One data set's table: means over the seeds, with the number of them."""
+    best = max(
+        (name for name in LIGHTFM if name in models),
+        key=lambda name: mean(models[name], "cold", models[name]),
+        default=None,
+    )
+    ours = models["HybridFusion"]
+    yield from ("", f"## {dataset}", "")
+    yield f"| model | seeds | {' | '.join(HEADS)} | ahead in cold among cold |"
+    yield "|---" * (len(HEADS) + 3) + "|"
+    for name, runs in models.items():
+        values = " | ".join(f"{mean(runs, column, runs):.4f}" for column in COLUMNS)
+        both = sorted(runs.keys() & ours.keys())
+        ahead = ""
+        if both and name != "HybridFusion":
+            pairs = [
+                ours[s]["test"]["cold_ndcg@10"] - runs[s]["test"]["cold_ndcg@10"] for s in both
+            ]
+            wins = sum(difference > 0 for difference in pairs)
+            ahead = f"{statistics.mean(pairs):+.4f} ({wins} of {len(both)})"
+        label = f"**{name}**" if name in ("HybridFusion", best) else name
+        yield f"| {label} | {len(runs)} | {values} | {ahead} |"
+
+
+def ratio(models):
+    """HybridFusion's cold among cold over that of the better LightFM, on the seeds of both."""
+    found = []
+    for name in LIGHTFM:
+        if name in models:
+            seeds = models[name].keys() & models["HybridFusion"].keys()
+            found.append(
+                mean(models["HybridFusion"], "cold", seeds) / mean(models[name], "cold", seeds)
+            )
+    return min(found, default=float("nan"))
+
+
+def by_count_plot():
+    files = {
+        (dataset, name): cold_start.RESULTS
+        / f"by_count-{dataset}-2020-{cold_start.slug(name)}.json"
+        for dataset in cells()
+        for name in PLOTTED
+    }
+    found = {key: json.loads(file.read_text()) for key, file in files.items() if file.is_file()}
+    datasets = sorted({dataset for dataset, _ in found})
+    if not datasets:
+        return
+    figure, axes = plt.subplots(
+        1, len(datasets), figsize=(4.2 * len(datasets), 3.6), squeeze=False, constrained_layout=True
+    )
+    for axis, dataset in zip(axes[0], datasets, strict=True):
+        for name, (colour, marker) in PLOTTED.items():
+            if (dataset, name) in found:
+                result = found[dataset, name]
+                values = [np.nan if value is None else value for value in result["ndcg@10"]]
+                axis.plot(values, color=colour, marker=marker, label=name)
+        starts = result["from"]
+        ends = [*(f"–{following - 1}" for following in starts[1:]), "+"]
+        labels = ["cold", *(f"{a}{b}" for a, b in zip(starts[1:], ends[1:], strict=True))]
+        axis.set_xticks(range(len(labels)), labels)
+        axis.set_title(dataset)
+        axis.set_xlabel("training interactions of the item")
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("test NDCG@10, ranked among all")
+    axes[0][-1].legend(frameon=False, fontsize=8)
+    save(figure, "cold_start-by_count")
+
+
+def exposure_plot():
+    found = {
+        dataset: models["HybridFusion"][min(models["HybridFusion"])]
+        for dataset, models in cells().items()
+        if "HybridFusion" in models
+    }
+    figure, axes = plt.subplots(
+        1, len(found), figsize=(4.2 * len(found), 3.6), squeeze=False, constrained_layout=True
+    )
+    for axis, (dataset, cell) in zip(axes[0], found.items(), strict=True):
+        curve = [point for point in cell["exposure"] if point["cold_in_all"] is not None]
+        warm, cold, every = (
+            [point[key] for point in curve] for key in ("warm_in_all", "cold_in_all", "all")
+        )
+        drawn = axis.scatter(warm, cold, c=every, cmap="viridis", s=22, zorder=3)
+        axis.plot(warm, cold, color="#bbbbbb", zorder=2)
+        chosen = min(curve, key=lambda point: abs(point["level"] - cell["cold_level"]))
+        axis.scatter(
+            chosen["warm_in_all"],
+            chosen["cold_in_all"],
+            s=130,
+            facecolors="none",
+            edgecolors="#d1495b",
+            linewidths=2,
+            label=f"auto: level {cell['cold_level']:.2f}",
+            zorder=4,
+        )
+        axis.set_title(dataset)
+        axis.set_xlabel("warm items among all, NDCG@10")
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False, fontsize=8)
+        figure.colorbar(drawn, ax=axis, label="overall NDCG@10")
+    axes[0][0].set_ylabel("cold items among all, NDCG@10 (validation)")
+    save(figure, "cold_start-exposure")
+
+
+def save(figure, name):
+    figure.savefig(OUT / f"{name}.png", dpi=120)
+    # Without a date and random ids the file is the same each time.
+    with mpl.rc_context({"svg.hashsalt": "cold_start"}):
+        figure.savefig(OUT / f"{name}.svg", metadata={"Date": None})
+    plt.close(figure)
+
+
+def main():
+    found = cells()
+    ratios = {dataset: ratio(models) for dataset, models in found.items()}
+    known = [value for value in ratios.values() if value == value]
+    lines = [
+        "# New items: cold splits, test NDCG@10",
+        "",
+        "20 % of the items have no training interaction; half of them are cold in validation, half "
+        "in test. Means over the split's seeds (their number stands beside). Cold among cold: the "
+        "test's cold items ranked among each other; in all: among all items. LightFM and DropoutNet: "
+        f"{cold_start.FITS} settings searched on the cold validation items of the first seed; EASE, "
+        "ItemKNN and BPR: a small grid on the warm ones. The last column: what HybridFusion is ahead "
+        "by, paired over the seeds, and in how many of them.",
+        "",
+        "Cold among cold, HybridFusion over the better LightFM: "
+        + ", ".join(f"{dataset} {value:.2f}" for dataset, value in ratios.items() if value == value)
+        + (f"; geometric mean {statistics.geometric_mean(known):.2f}." if known else "."),
+    ]
+    for dataset, models in found.items():
+        lines += dataset_lines(dataset, models)
+    (OUT / "cold_start.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+    by_count_plot()
+    exposure_plot()
+
+
+if __name__ == "__main__":
+    main()
