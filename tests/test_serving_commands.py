@@ -113,7 +113,11 @@ def test_lists_are_the_models_best_unseen_items(kind, request, capsys):
 def test_interaction_that_counts_nothing_is_known_all_the_same(als, hybrid):
     # The hybrid weighs by rating: what is rated 0 is no history, and not to be recommended.
     known, weighted = read_tables(als).known, read_tables(hybrid).known
-    assert (known != weighted).nnz == 0
+    assert (known.indices == weighted.indices).all()
+    assert (known.indptr == weighted.indptr).all()
+    assert set(known.data) == {1}
+    assert weighted.data.min() == 0
+    assert weighted.data[weighted.data > 0].mean() == pytest.approx(1)
     tables = read_tables(hybrid).blocks
     (history,) = [block.users for block in tables if block.users.shape == known.shape]
     assert (known.astype(bool) > history.astype(bool)).nnz > 0
