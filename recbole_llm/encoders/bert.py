@@ -104,16 +104,14 @@ class BertEncoder:
 
         A tokenizer that does not say where its tokens stand (no fast one) is taken to read all.
         """
-        network = self._network
-        limit, tokenizer = network.max_seq_length, network.tokenizer
+        limit, tokenizer = self._network.max_seq_length, self._network.tokenizer
         if limit is None or not getattr(tokenizer, "is_fast", False):
             return text
         cut = text[: _CHARACTERS_PER_TOKEN * limit]
-        places = tokenizer(cut, truncation=True, max_length=limit, return_offsets_mapping=True)
-        all_read = len(tokenizer(cut, truncation=False)["input_ids"]) <= limit
-        if all_read and cut == text:
+        tokens = tokenizer(cut, truncation=True, max_length=limit, return_offsets_mapping=True)
+        if len(tokens["input_ids"]) < limit and cut == text:
             return text
-        return cut[: max(end for _, end in places["offset_mapping"])]
+        return cut[: max(end for _, end in tokens["offset_mapping"])]
 
     def encode(self, texts: Sequence[str]) -> Table:
         """The texts' rows; long texts count with their beginning, as far as the model reads.
