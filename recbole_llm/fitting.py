@@ -33,6 +33,7 @@ from recbole_llm.fusion import FUSIONS, Evidence, Fused, Judged, Situation, expo
 from recbole_llm.model_settings import ModelSettings
 from recbole_llm.newcomers import LearnedSignal, Newcomers
 from recbole_llm.settings import RunOptions, TextSettings
+from recbole_llm.signal_cache import fit_cached
 from recbole_llm.signals import Signal, SkippedSignal
 from recbole_llm.training_data import TrainingData, without_items
 from recbole_llm.tuning.signal_search import search_signal, search_space
@@ -216,7 +217,7 @@ def _fit_signals(
                 skipped[label] = str(reason)
                 logger.warning(f"{label}: left out, {reason}")
                 continue
-            fitted[label] = _for_all(signal, factors, data, texts, run)
+            fitted[label] = _for_all(signal, factors, data, texts, settings, run)
             factors = fitted[label].factors
             value = evaluate([factors], validation, metric, run.device) if validation else None
             report.signals[label] = value
@@ -239,22 +240,32 @@ def _fit_one(
     fixed: frozenset[str],
 ) -> tuple[Signal, Factors, str]:
     n_trials = settings.search.signal_search_trials
-    space = search_space(signal, fixed)
+    name, _, _ = label.partition(":")
+    searched = name in settings.search.searched_signals
+    space = search_space(signal, fixed) if searched else {}
     if validation is None or not n_trials or not space:
-        signal = signal.settle(data, run)
-        return signal, signal.fit(data, run), ""
+        return *fit_cached(signal, data, run), ""
     found = search_signal(
         label, signal, data, validation, metric, run, n_trials=n_trials, fixed=fixed
     )
-    chosen = ", ".join(f"{name} {getattr(found.signal, name):.4g}" for name in space)
+    chosen = ", ".join(f"{name} {_short(getattr(found.signal, name))}" for name in space)
     return found.signal, found.factors, f", best of {n_trials} settings ({chosen})"
 
 
+def _short(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"
+
+
 def _for_all(
-    signal: Signal, factors: Factors, data: TrainingData, texts: _Texts, run: RunOptions
+    signal: Signal,
+    factors: Factors,
+    data: TrainingData,
+    texts: _Texts,
+    settings: ModelSettings,
+    run: RunOptions,
 ) -> _Fitted:
     """A signal's z-scores, with rows for the users and items that it has not seen."""
-    if not signal.completed:
+    if not (signal.completed and settings.fusion.completion):
         return _Fitted(signal, standardise(factors), factors.known, None)
     user_counts = np.diff(data.interactions.indptr).astype(np.int64)
     factors = standardise(complete_users(factors, user_counts, texts.users, seed=run.seed))
@@ -270,6 +281,7 @@ def _as_if_cold(
     fitted: Mapping[str, _Fitted],
     data: TrainingData,
     texts: _Texts,
+    settings: ModelSettings,
     run: RunOptions,
 ) -> Situation | None:
     """The signals as they would be if a fifth of the warm items with a text were new."""
@@ -284,8 +296,8 @@ def _as_if_cold(
     factors = {}
     for label, part in fitted.items():
         try:
-            again = part.signal.fit(rest, run)
-            factors[label] = _for_all(part.signal, again, rest, texts, run).factors
+            _, again = fit_cached(part.signal, rest, run)
+            factors[label] = _for_all(part.signal, again, rest, texts, settings, run).factors
         except SkippedSignal:
             return None
     logger.info(
@@ -324,7 +336,7 @@ def _fuse(
     factors = {label: part.factors for label, part in fitted.items()}
     evidence = Evidence(
         Situation(factors, data.binary, validation and validation.positives),
-        lambda: _as_if_cold(fitted, data, texts, run),
+        lambda: _as_if_cold(fitted, data, texts, settings, run),
         tune,
         objective,
         run,

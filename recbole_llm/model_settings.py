@@ -105,6 +105,13 @@ def read_model_settings(
                 f"`signals` names an unknown signal `{name}`; it knows {', '.join(SIGNALS)}"
                 + did_you_mean(name, SIGNALS)
             )
+    search = read_section(SearchSettings, given)
+    for name in search.searched_signals:
+        if name not in SIGNALS:
+            raise SettingsError(
+                f"`searched_signals` names an unknown signal `{name}`; it knows "
+                f"{', '.join(SIGNALS)}{did_you_mean(name, SIGNALS)}"
+            )
     fusion = read_section(FusionSettings, given)
     if fusion.fusion not in FUSIONS:
         raise SettingsError(
@@ -126,6 +133,6 @@ def read_model_settings(
         },
         text=read_section(TextSettings, given),
         history=read_section(HistorySettings, given),
-        search=read_section(SearchSettings, given),
+        search=search,
         fusion=fusion,
     )

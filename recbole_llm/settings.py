@@ -23,11 +23,12 @@ Section = TypeVar("Section")
 
 @dataclass(frozen=True)
 class Search:
-    """The range in which a setting is searched, inclusive; ``log`` where its scale matters."""
+    """Where a setting is searched: a range, inclusive (``log`` by ratios), or words."""
 
-    low: float
-    high: float
+    low: float = 0.0
+    high: float = 1.0
     log: bool = False
+    choices: tuple[str, ...] = ()
 
 
 def setting(
@@ -254,8 +255,16 @@ class SearchSettings:
 
     signal_search_trials: int = setting(
         16,
-        "Settings that are tried for each searchable signal, counted in fits; 0: none.",
+        "Settings that are tried for each of `searched_signals`, counted in fits; 0: none.",
         at_least=0,
+    )
+    searched_signals: Words = setting(
+        ("als",), "Signals whose settings are searched: als, lightfm."
+    )
+    signal_cache: str | None = setting(
+        None,
+        "Folder that keeps fitted signals, so that a run which changes other settings fits none "
+        "of them anew; none: no cache.",
     )
 
 
@@ -274,6 +283,9 @@ class FusionSettings:
         "(added to a cold item's score), or a share of the top 10, such as 10%.",
         key="cold_exposure",
     )
+    completion: bool = setting(
+        True, "Whether a signal's rows of items and users that it has not seen come from text."
+    )
     weight_trials: int = setting(
         150, "Fusion weights that Optuna tries; 0: equal weights.", at_least=0
     )
@@ -291,9 +303,11 @@ class RunOptions:
         seed: of everything random.
         progress: whether long steps show a bar.
         n_threads: threads of implicit and of the BLAS, None for all cores.
+        signal_cache: folder that keeps fitted signals; None: they are always fitted.
     """
 
     device: str = "cpu"
     seed: int = 2020
     progress: bool = True
     n_threads: int | None = None
+    signal_cache: str | None = None

@@ -16,6 +16,7 @@ LAYERS = [
     ["encoders", "evaluation"],
     ["embedding_cache", "intent", "completion", "cold_metrics"],
     ["signals"],
+    ["signal_cache"],
     ["newcomers"],
     ["saved_tables"],
     ["vectors", "serving"],

@@ -22,6 +22,9 @@ _AS_GOOD = 0.999
 # cold; else by warm items that are completed as if they were.
 _ENOUGH_COLD = 0.01
 _MOST_USERS = 4000
+# The spread of a user's scores of cold items beside that of warm ones. What the best cold items
+# get above the others is worth more: so the validation parts of four cold splits say.
+_SPREAD = 2.0
 
 
 class WarmthGate:
@@ -29,8 +32,8 @@ class WarmthGate:
 
     ``w`` is tuned on warm items among warm ones. ``v`` is tuned on cold items among cold ones:
     those of the validation part, and warm ones that are completed as if they were cold. ``s``
-    gives both the same spread over the items of a typical user. So no order among warm items or
-    among cold ones depends on the level.
+    gives cold items twice the warm ones' spread over the items of a typical user. So no order
+    among warm items or among cold ones depends on the level.
     """
 
     def fit(self, evidence: Evidence, cold_exposure: str) -> Fused:
@@ -64,7 +67,7 @@ class WarmthGate:
             )
 
         served = contest(now)
-        scale = served.spread[0] / served.spread[1] if served.spread[1] else 1.0
+        scale = _SPREAD * served.spread[0] / served.spread[1] if served.spread[1] else 1.0
         measured = served
         wanted_cold = served.n_cold.sum() / max(1, (served.n_cold + served.n_warm).sum())
         if wanted_cold < _ENOUGH_COLD and imagined is not None:

@@ -39,7 +39,10 @@ class TablesRecommender(GeneralRecommender):
         super().__init__(config, dataset)
         self.settings = read_model_settings(self.signal_names, given_settings(config))
         self.run = RunOptions(
-            device=str(self.device), seed=config["seed"], progress=bool(config["show_progress"])
+            device=str(self.device),
+            seed=config["seed"],
+            progress=bool(config["show_progress"]),
+            signal_cache=self.settings.search.signal_cache,
         )
         self.metric = Metric.parse(config["valid_metric"])
         self.blocks: tuple[Factors, ...] = ()

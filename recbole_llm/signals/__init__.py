@@ -1,7 +1,7 @@
 """Signals: sources of knowledge, each a frozen settings object that fits ``Factors``.
 
 Adding a signal is one new file and one line in :data:`SIGNALS`; its fields become settings
-(``<name>_<field>``), and a field with a ``search`` range is searched for the hybrid.
+(``<name>_<field>``), and a field with a ``search`` range can be searched (``searched_signals``).
 """
 
 from __future__ import annotations

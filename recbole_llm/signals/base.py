@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import scipy.sparse as sp
 
 from recbole_llm.factors import Factors, Rows
-from recbole_llm.settings import RunOptions
+from recbole_llm.settings import RunOptions, Words
 from recbole_llm.training_data import TrainingData
 
 SomeSignal = TypeVar("SomeSignal", bound="Signal")
@@ -35,6 +35,11 @@ class Signal(Protocol):
     completed: ClassVar[bool]
     seeded: ClassVar[bool]
     starts: ClassVar[Sequence[Mapping[str, Any]]]
+
+    @property
+    def encoders(self) -> Words:
+        """The encoders whose embeddings it reads."""
+        ...
 
     def fit(self, data: TrainingData, run: RunOptions) -> Factors:
         """Learn the tables from the training part.
@@ -99,6 +104,7 @@ class SingleSignal:
     completed: ClassVar[bool] = False
     seeded: ClassVar[bool] = False
     starts: ClassVar[Sequence[Mapping[str, Any]]] = ()
+    encoders: Words = ()
 
     def sources(self, factors: Factors) -> Rows:
         """The item rows."""

@@ -15,7 +15,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import OneHotEncoder, normalize
 
 from recbole_llm.factors import Factors, Rows, Table
-from recbole_llm.settings import RunOptions, setting
+from recbole_llm.settings import RunOptions, Search, setting
 from recbole_llm.signals.base import SingleSignal, SkippedSignal
 from recbole_llm.training_data import TrainingData
 
@@ -26,14 +26,30 @@ _FOLD = "fold"
 class LightFMSignal(SingleSignal):
     """LightFM's tables; with item features, items never seen get their rows from them."""
 
-    components: int = setting(64, "Width of the LightFM tables.", at_least=1)
-    epochs: int = setting(10, "Passes of LightFM over the interactions.", at_least=1)
-    learning_rate: float = setting(0.05, "LightFM's initial learning rate.", above=0.0)
-    loss: str = setting("warp", "LightFM's loss.", choices=("warp", "bpr", "warp-kos", "logistic"))
+    components: int = setting(
+        64, "Width of the LightFM tables.", at_least=1, search=Search(16, 128, log=True)
+    )
+    epochs: int = setting(
+        10, "Passes of LightFM over the interactions.", at_least=1, search=Search(3, 30, log=True)
+    )
+    learning_rate: float = setting(
+        0.05, "LightFM's initial learning rate.", above=0.0, search=Search(0.01, 0.1, log=True)
+    )
+    loss: str = setting(
+        "warp",
+        "LightFM's loss.",
+        choices=("warp", "bpr", "warp-kos", "logistic"),
+        search=Search(choices=("warp", "bpr", "logistic")),
+    )
     item_features: bool = setting(
         False,
         "Whether LightFM also learns from TF-IDF of the items' text and their categorical fields.",
         key="item_features",
+    )
+    item_identities: bool = setting(
+        True,
+        "Whether LightFM learns a row of each item's own beside those of its features.",
+        key="item_identities",
     )
 
     uses_text: ClassVar[bool] = True
@@ -46,7 +62,11 @@ class LightFMSignal(SingleSignal):
 
         if not data.interactions.nnz:
             raise SkippedSignal("there is no training interaction")
-        features = item_features(data) if self.item_features else None
+        features = None
+        if self.item_features:
+            features = item_features(data, identities=self.item_identities)
+            if not features.nnz:
+                raise SkippedSignal("no item has a feature to learn from")
         model = LightFM(
             no_components=self.components,
             loss=self.loss,
@@ -114,13 +134,14 @@ def history_map(weights: sp.csr_matrix, items: Table, users: Table) -> Table:
     )
 
 
-def item_features(data: TrainingData) -> sp.csr_matrix:
-    """The items' identities, the TF-IDF of their texts, and their categories.
+def item_features(data: TrainingData, *, identities: bool) -> sp.csr_matrix:
+    """The items' identities where wanted, the TF-IDF of their texts, and their categories.
 
     Returns:
         CSR float32 (n_items, n_features) with rows summing to 1, as LightFM advises.
     """
-    blocks = [sp.identity(data.n_items, dtype=np.float32, format="csr")]
+    own = sp.identity(data.n_items, dtype=np.float32, format="csr")
+    blocks = [own if identities else sp.csr_matrix((data.n_items, 0), dtype=np.float32)]
     if any(data.item_texts):
         vectorizer = TfidfVectorizer(min_df=2, sublinear_tf=True, dtype=np.float32)
         # Where no word occurs twice, scikit-learn raises "empty vocabulary": no feature then.

@@ -13,7 +13,7 @@ from sklearn.preprocessing import normalize
 from recbole_llm.completion import has_text
 from recbole_llm.factors import Factors, Rows
 from recbole_llm.intent import history_weights, user_intent
-from recbole_llm.settings import RunOptions, setting
+from recbole_llm.settings import RunOptions, Words, setting
 from recbole_llm.signals.base import SingleSignal, SkippedSignal
 from recbole_llm.training_data import TrainingData
 
@@ -31,7 +31,7 @@ class TextIntentSignal(SingleSignal):
     user_text_weight: float = setting(
         0.3, "What a user's own text counts beside her history.", at_least=0.0
     )
-    encoder: str = ""
+    encoders: Words = ()
 
     uses_text: ClassVar[bool] = True
     uses_embeddings: ClassVar[bool] = True
@@ -39,19 +39,21 @@ class TextIntentSignal(SingleSignal):
     def variants(self, name: str, encoders: Sequence[str]) -> dict[str, TextIntentSignal]:
         """One signal per encoder, ``name:encoder``."""
         return {
-            f"{name}:{encoder}": dataclasses.replace(self, encoder=encoder) for encoder in encoders
+            f"{name}:{encoder}": dataclasses.replace(self, encoders=(encoder,))
+            for encoder in encoders
         }
 
     def fit(self, data: TrainingData, run: RunOptions) -> Factors:
         """Sum the history's texts; nothing is trained."""
-        rows = data.item_embeddings.get(self.encoder)
+        (encoder,) = self.encoders
+        rows = data.item_embeddings.get(encoder)
         if rows is None or not has_text(rows).any():
             raise SkippedSignal("no item has a text, see `item_text_fields`")
         history = history_weights(data.interactions, data.age, decay=self.history_decay)
         users = user_intent(
             history,
             rows,
-            user_embeddings=data.user_embeddings.get(self.encoder),
+            user_embeddings=data.user_embeddings.get(encoder),
             user_text_weight=self.user_text_weight,
         )
         return Factors.of(users, rows.copy(), has_text(rows))
@@ -62,4 +64,5 @@ class TextIntentSignal(SingleSignal):
 
     def describe(self, factors: Factors, embeddings: Mapping[str, Rows]) -> Rows:
         """The embedding itself."""
-        return embeddings[self.encoder]
+        (encoder,) = self.encoders
+        return embeddings[encoder]

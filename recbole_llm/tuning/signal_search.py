@@ -11,6 +11,7 @@ from typing import Any
 from recbole_llm.evaluation import Metric, Validation, evaluate
 from recbole_llm.factors import Factors, standardise
 from recbole_llm.settings import RunOptions, Search
+from recbole_llm.signal_cache import fit_cached
 from recbole_llm.signals.base import Signal, with_settings
 from recbole_llm.training_data import TrainingData
 from recbole_llm.tuning.trials import maximise
@@ -75,7 +76,7 @@ def search_signal(
     def objective(values: dict[str, Any]) -> float:
         nonlocal best
         candidate = with_settings(signal, values)
-        factors = candidate.fit(data, run)
+        candidate, factors = fit_cached(candidate, data, run)
         value = evaluate([standardise(factors)], sample, metric, run.device)
         if best is None or value > best.value:
             best = Found(candidate, factors, value, n_trials)

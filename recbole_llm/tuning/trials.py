@@ -27,7 +27,7 @@ def maximise(
 
     Args:
         objective: what to maximise, of a parameter -> value mapping.
-        space: parameter -> (int or float, range).
+        space: parameter -> (int, float or str, where it is searched).
         starts: settings to try first, as far as the number of trials goes.
         n_trials: how many are tried in all.
         seed: of the sampler.
@@ -39,13 +39,7 @@ def maximise(
     """
 
     def suggest(trial: optuna.Trial) -> float:
-        values = {
-            name: (trial.suggest_int if kind is int else trial.suggest_float)(
-                name, kind(bounds.low), kind(bounds.high), log=bounds.log
-            )
-            for name, (kind, bounds) in space.items()
-        }
-        return objective(values)
+        return objective({name: _suggest(trial, name, *where) for name, where in space.items()})
 
     verbosity = optuna.logging.get_verbosity()
     # Of a trial that Ctrl-C ends, Optuna would warn with a traceback.
@@ -61,3 +55,10 @@ def maximise(
     finally:
         optuna.logging.set_verbosity(verbosity)
     return study
+
+
+def _suggest(trial: optuna.Trial, name: str, kind: type, search: Search) -> Any:
+    if search.choices:
+        return trial.suggest_categorical(name, search.choices)
+    suggest = trial.suggest_int if kind is int else trial.suggest_float
+    return suggest(name, kind(search.low), kind(search.high), log=search.log)

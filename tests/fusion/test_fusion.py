@@ -190,7 +190,6 @@ def test_robust_weights_lie_nearer_to_equal_ones():
         for robust in (False, True)
     )
     assert robust.sum() == pytest.approx(1)
-    assert robust.min() >= 0.25 / 3
     assert np.abs(robust - 1 / 3).max() < np.abs(best - 1 / 3).max()
 
 

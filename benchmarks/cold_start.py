@@ -1,0 +1,211 @@
+"""New items: HybridFusion against its peers, its own parts and its ablations, on cold splits.
+
+python benchmarks/cold_start.py --data_path DATA --datasets ml-100k-text amazon-scientific \
+    ml-latest-small-text citeulike-a
+Each cell (data set, split seed, model) is one run of the command in a process of its own, and one
+file in benchmarks/results/cold_start/, so that a stopped benchmark goes on with the same command.
+`benchmarks/cold_start_report.py` makes the table and the plots of them.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import perf_counter
+
+import pandas as pd
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "cold_start"
+RUN = ["-m", "recbole_llm.cli"]
+DROPOUT_NET = [str(HERE / "dropout_net.py")]
+COLD = {"valid_metric": "cold_NDCG@10"}
+FITS = 20
+LIGHTFM = {**COLD, "item_features": True, "searched_signals": "lightfm"}
+SIGNALS = ("als", "lightfm", "item_item", "text_intent", "text_map", "popularity")
+
+
+def only(*signals, **others):
+    return ("HybridFusion", [{"signals": ",".join(signals), **others}])
+
+
+# Name -> model and the settings of which the best on validation counts.
+MODELS = {
+    "Random": ("Random", [{}]),
+    "popularity": only("popularity"),
+    "ItemKNN": ("ItemKNN", [{"k": k, **COLD} for k in (50, 100, 250)]),
+    "BPR": ("BPR", [{"learning_rate": rate, **COLD} for rate in (0.001, 0.003)]),
+    "EASE": ("EASE", [{"reg_weight": w, **COLD} for w in (50, 100, 250, 500, 1000, 2000)]),
+    "LightFM": ("LightFM", [{**LIGHTFM, "signal_search_trials": FITS}]),
+    "LightFM without identities": (
+        "LightFM",
+        [{**LIGHTFM, "signal_search_trials": FITS, "item_identities": False}],
+    ),
+    "TF-IDF mean": ("TextIntent", [{"encoder": "lexical"}]),
+    "BERT mean": ("TextIntent", [{"encoder": "bert"}]),
+    "DropoutNet": only(
+        "dropout_net", searched_signals="dropout_net", signal_search_trials=FITS, **COLD
+    ),
+    "ridge of BERT to ALS": only("als", encoder="bert"),
+    "ridge of both to ALS": only("als"),
+    "ridge of both to LightFM": only("lightfm"),
+    "ridge of both to item-item": only("item_item"),
+    "text map of BERT": only("text_map", encoder="bert"),
+    "text map of words": only("text_map", encoder="lexical"),
+    "HybridFusion": ("HybridFusion", [{}]),
+    "flat weights": ("HybridFusion", [{"fusion": "weighted_sum"}]),
+    "tuned for warm": (
+        "HybridFusion",
+        [{"fusion": "weighted_sum", "valid_metric": "warm_NDCG@10"}],
+    ),
+    "no text map": only(*(name for name in SIGNALS if name != "text_map")),
+    "no completion": ("HybridFusion", [{"completion": False}]),
+    "BERT only": ("HybridFusion", [{"encoder": "bert"}]),
+    "words only": ("HybridFusion", [{"encoder": "lexical"}]),
+    "shuffled texts": ("HybridFusion", [{}]),
+}
+# RecBole's models know nothing of cold items: their settings are chosen on warm ones.
+WARM = ("ItemKNN", "BPR", "EASE")
+CHOSEN_BY = {name: "warm_ndcg@10" for name in WARM}
+for name in WARM:
+    for values in MODELS[name][1]:
+        values["valid_metric"] = "warm_NDCG@10"
+
+
+# These search their settings on the first seed's split, and keep them on the others.
+SEARCHED = {
+    "LightFM": "lightfm",
+    "LightFM without identities": "lightfm",
+    "DropoutNet": "dropout_net",
+}
+
+
+def cell_file(dataset, seed, name):
+    return RESULTS / f"{dataset}-{seed}-{name.lower().replace(' ', '_')}.json"
+
+
+def split(args, dataset, seed):
+    """The cold split, and its copy whose items have each other's texts."""
+    name = f"{dataset}-cold-items-{seed}"
+    folder = args.work / "splits" / name
+    if not folder.is_dir():
+        command = ["split", "--dataset", dataset, "--seed", str(seed), "--out", str(folder.parent)]
+        command += ["--data_path", str(args.data_path)] if args.data_path else []
+        subprocess.run([Path(sys.executable).with_name("recbole-llm"), *command], check=True)
+    shuffled = args.work / "shuffled" / name
+    if not shuffled.is_dir():
+        shutil.copytree(folder, shuffled)
+        items = pd.read_csv(shuffled / f"{name}.item", sep="\t", dtype=str, keep_default_na=False)
+        texts = items.iloc[:, 1:].sample(frac=1, random_state=seed).to_numpy()
+        items.iloc[:, 1:] = texts
+        items.to_csv(shuffled / f"{name}.item", sep="\t", index=False)
+    return name
+
+
+def run_once(args, dataset, seed, name, settings, folder):
+    """One run in a fresh process that writes into a folder: its `result_file`."""
+    model, _ = MODELS[name]
+    file = folder / "record.json"
+    values = {
+        "model": model,
+        "dataset": f"{dataset}-cold-items-{seed}",
+        "data_path": args.work / ("shuffled" if name == "shuffled texts" else "splits"),
+        "seed": seed,
+        "cold_eval": True,
+        "topk": "[10,20]",
+        "show_progress": False,
+        "result_file": file,
+        **settings,
+    }
+    values |= {"signal_cache": args.work / "signals"} if model in OURS else {}
+    program = DROPOUT_NET if name == "DropoutNet" else RUN
+    start = perf_counter()
+    done = subprocess.run(
+        [sys.executable, *program, *(f"--{key}={value}" for key, value in values.items())],
+        cwd=folder,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{dataset} {seed} {name}: {done.stderr[-2000:]}")
+    seconds = perf_counter() - start
+    return {**json.loads(file.read_text()), "wall_seconds": seconds, "chosen": settings}
+
+
+def record(args, dataset, seed, name, settings):
+    """:func:`run_once`, of which nothing else is kept."""
+    with tempfile.TemporaryDirectory() as folder:
+        return run_once(args, dataset, seed, name, settings, Path(folder))
+
+
+OURS = ("HybridFusion", "LightFM", "TextIntent")
+KEPT = ("dataset", "seed", "chosen", "valid", "test", "signals", "signal_settings", "weights")
+KEPT += ("cold_weights", "cold_level", "exposure", "seconds", "wall_seconds", "peak_memory_mb")
+
+
+def tries(args, dataset, seed, name):
+    """The settings of which the best on validation counts."""
+    if name not in SEARCHED or seed == args.seeds[0]:
+        return MODELS[name][1]
+    label = SEARCHED[name]
+    searched = json.loads(cell_file(dataset, args.seeds[0], name).read_text())
+    found = searched["signal_settings"][label].items()
+    fixed = {
+        key if key.startswith("item_") else f"{label}_{key}": value
+        for key, value in found
+        if key != "encoders"
+    }
+    return [{**MODELS[name][1][0], **fixed, "signal_search_trials": 0}]
+
+
+def fill(args, dataset, seed, name):
+    """Make a cell, if it is not there."""
+    file = cell_file(dataset, seed, name)
+    if file.is_file():
+        return
+    settings = tries(args, dataset, seed, name)
+    runs = [record(args, dataset, seed, name, values) for values in settings]
+    best = max(runs, key=lambda run: run["valid"][CHOSEN_BY.get(name, "ndcg@10")])
+    file.write_text(json.dumps({key: best[key] for key in KEPT}, indent=1) + "\n")
+    test = best["test"]
+    columns = [f"{part}_ndcg@10" for part in ("all", "warm_in_all", "cold_in_all", "warm", "cold")]
+    values = " ".join(f"{test[column]:.4f}" for column in columns)
+    print(f"{dataset} {seed} {name}: {values} [{best['wall_seconds']:.0f}s]", flush=True)
+
+
+def add_place(parser):
+    """The options that say which cells there are, and where."""
+    parser.add_argument("--datasets", nargs="+", default=["ml-100k"])
+    parser.add_argument("--data_path", type=lambda path: Path(path).resolve())
+    parser.add_argument("--seeds", type=int, nargs="+", default=[2020, 2021, 2022])
+    parser.add_argument(
+        "--work",
+        type=lambda path: Path(path).resolve(),
+        default=HERE / "work",
+        help="gets splits and fitted signals",
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    add_place(parser)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--jobs", type=int, default=1, help="cells that are made at once")
+    args = parser.parse_args()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for seed in args.seeds:
+        for dataset in args.datasets:
+            split(args, dataset, seed)
+        cells = [(args, dataset, seed, name) for dataset in args.datasets for name in args.models]
+        with ThreadPoolExecutor(args.jobs) as pool:
+            for done in [pool.submit(fill, *cell) for cell in cells]:
+                done.result()
+
+
+if __name__ == "__main__":
+    main()
