@@ -13,7 +13,7 @@ import matplotlib as mpl
 import numpy as np
 
 mpl.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402 - after the backend
+from matplotlib import pyplot as plt
 
 OUT = cold_start.HERE / "results"
 COLUMNS = ("cold", "cold_in_all", "warm", "warm_in_all", "all")
@@ -74,8 +74,8 @@ def ratio(models):
     """HybridFusion's cold among cold over that of the better LightFM, on the seeds of both."""
     found = []
     for name in LIGHTFM:
-        if name in models:
-            seeds = models[name].keys() & models["HybridFusion"].keys()
+        seeds = models[name].keys() & models["HybridFusion"].keys()
+        if seeds:
             found.append(
                 mean(models["HybridFusion"], "cold", seeds) / mean(models[name], "cold", seeds)
             )
@@ -167,11 +167,11 @@ def main():
         "# New items: cold splits, test NDCG@10",
         "",
         "20 % of the items have no training interaction; half of them are cold in validation, half "
-        "in test. Means over the split's seeds (their number stands beside). Cold among cold: the "
-        "test's cold items ranked among each other; in all: among all items. LightFM and DropoutNet: "
-        f"{cold_start.FITS} settings searched on the cold validation items of the first seed; EASE, "
-        "ItemKNN and BPR: a small grid on the warm ones. The last column: what HybridFusion is ahead "
-        "by, paired over the seeds, and in how many of them.",
+        "in test. Means over the split's seeds, whose number stands beside. Cold among cold: the "
+        "test's cold items ranked among each other; in all: among all items. LightFM and "
+        f"DropoutNet: {cold_start.FITS} settings searched on the cold validation items of the "
+        "first seed; EASE, ItemKNN and BPR: a small grid on the warm ones. The last column: what "
+        "HybridFusion is ahead by, paired over the seeds, and in how many of them.",
         "",
         "Cold among cold, HybridFusion over the better LightFM: "
         + ", ".join(f"{dataset} {value:.2f}" for dataset, value in ratios.items() if value == value)

@@ -7,8 +7,9 @@ is never built. Row 0 of every table is RecBole's padding and is zero.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -33,15 +34,19 @@ class Factors:
         known: bool (n_items,), which item rows the signal has learned. Row 0 is False.
         offset: float32 (n_users,), added to a user's scores of the known items. It is what makes
             an unknown item's zero stand for "the user's mean score" after :func:`standardise`.
+        extra: what the signal keeps beside its tables to give rows to newcomers.
     """
 
     users: Rows
     items: Rows
     known: Mask
     offset: Table
+    extra: Mapping[str, Rows] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, users: Rows, items: Rows, known: Mask) -> Factors:
+    def of(
+        cls, users: Rows, items: Rows, known: Mask, extra: Mapping[str, Rows] | None = None
+    ) -> Factors:
         """Factors as a signal learns them: no offset, unknown rows and padding set to zero.
 
         A dense ``items`` is zeroed in place: an item-item table can fill the memory.
@@ -52,7 +57,7 @@ class Factors:
             items = (sp.diags(known.astype(np.float32)) @ items).tocsr()
         elif items[~known].any():
             items[~known] = 0
-        return cls(users, items, known, np.zeros(users.shape[0], dtype=np.float32))
+        return cls(users, items, known, np.zeros(users.shape[0], dtype=np.float32), extra or {})
 
     @property
     def n_users(self) -> int:
@@ -124,8 +129,8 @@ def _moments_by_batches(
     variance = np.empty(factors.n_users)
     n_known = int(factors.known.sum())
     for rows in batches(factors.n_users, row_bytes=8 * factors.n_items, memory_bytes=memory_bytes):
-        # Unknown items' rows are zero, so that sums over all items are sums over the known.
-        scores = factors.products(rows)
+        # So that sums over all items are sums over the known.
+        scores = factors.products(rows) * factors.known
         mean[rows] = scores.sum(axis=1, dtype=np.float64) / n_known
         squares = np.einsum("ui,ui->u", scores, scores, dtype=np.float64) / n_known
         variance[rows] = squares - mean[rows] ** 2
@@ -145,7 +150,7 @@ def standardise(factors: Factors) -> Factors:
     scale[spread] = 1.0 / np.sqrt(variance[spread])
     scale[0] = 0.0
     offset = ((factors.offset - mean) * scale).astype(np.float32)
-    return Factors(_scale_rows(factors.users, scale), factors.items, factors.known, offset)
+    return dataclasses.replace(factors, users=_scale_rows(factors.users, scale), offset=offset)
 
 
 def _scale_rows(rows: Rows, scale: NDArray[np.float64]) -> Rows:
@@ -154,44 +159,10 @@ def _scale_rows(rows: Rows, scale: NDArray[np.float64]) -> Rows:
     return (rows * scale[:, None]).astype(np.float32)
 
 
-def concatenate(factors: Sequence[Factors], weights: Sequence[float]) -> tuple[Factors, ...]:
-    """The weighted sum of signals as tables: ``Σ w_k (U_k·V_k) = [w_1 U_1, …]·[V_1, …]``.
-
-    Args:
-        factors: the signals, of the same users and items.
-        weights: one per signal; a signal of weight zero is left out.
-
-    Returns:
-        Blocks whose scores add up to the sum: all dense signals as one pair of tables without
-        offset, and each signal with sparse user rows on its own (its item table is not copied).
-    """
-    weighted = [(f, float(w)) for f, w in zip(factors, weights, strict=True) if w != 0.0]
-    dense = [(f, w) for f, w in weighted if not f.is_sparse]
-    blocks = [
-        Factors(_scale_rows(f.users, np.full(f.n_users, w)), f.items, f.known, f.offset * w)
-        for f, w in weighted
-        if f.is_sparse
-    ]
-    if dense:
-        users = [part for f, w in dense for part in (f.users * w, f.offset[:, None] * w)]
-        items = [part for f, _ in dense for part in (f.items, f.known[:, None])]
-        known = np.logical_or.reduce([f.known for f, _ in dense])
-        blocks.insert(
-            0,
-            Factors(
-                np.hstack(users).astype(np.float32),
-                np.hstack(items).astype(np.float32),
-                known,
-                np.zeros(dense[0][0].n_users, dtype=np.float32),
-            ),
-        )
-    return tuple(blocks)
-
-
 def gated(
     factors: Sequence[Factors], gains: Sequence[Table], constant: Table
 ) -> tuple[Factors, ...]:
-    """The weighted sum of signals with weights that differ by item, as tables.
+    """The weighted sum of signals with weights that may differ by item, as tables.
 
     Args:
         factors: the signals, of the same users and items.
@@ -200,38 +171,75 @@ def gated(
         constant: float32 (n_items,), added to an item's score; 0 for padding.
 
     Returns:
-        Blocks as of :func:`concatenate`. A dense item table of sparse user rows, which can fill
-        the memory, is scaled in place.
+        Blocks whose scores add up to the sum, without offset: all dense signals as one pair of
+        tables, and each signal with sparse user rows on its own; laid out by
+        :func:`fused_users` and :func:`fused_items`. A dense item table of sparse user rows, which
+        can fill the memory, is scaled in place.
     """
-    column = np.ones((factors[0].n_users, 1), dtype=np.float32)
+    used = [(f, gain) for f, gain in zip(factors, gains, strict=True) if gain.any()]
+    kept = [f for f, _ in used]
+    users = fused_users(kept, factors[0].n_users)
+    items = fused_items(kept, [gain for _, gain in used], constant)
+    # The first block holds what is known of all, the others what is known of one signal each.
+    known = [
+        np.logical_or.reduce([f.known for f in factors]),
+        *(f.known for f in kept if f.is_sparse),
+    ]
+    none = np.zeros(factors[0].n_users, dtype=np.float32)
+    return tuple(Factors(u, i, k, none) for u, i, k in zip(users, items, known, strict=True))
+
+
+def fused_users(factors: Sequence[Factors], n_users: int) -> tuple[Rows, ...]:
+    """The user rows of fused blocks: ``[1, offset_k, U_k, …]``, and sparse ``U_k`` apart.
+
+    Args:
+        factors: the signals that are fused; row 0 of their users is padding.
+        n_users: how many rows, padding included.
+    """
+    column = np.ones((n_users, 1), dtype=np.float32)
     column[0] = 0
-    users, items = [column], [constant[:, None]]
-    blocks = []
+    dense: list[Rows] = [column]
+    apart: list[Rows] = []
+    for f in factors:
+        dense.append(f.offset[:, None])
+        (apart if f.is_sparse else dense).append(f.users)
+    return (np.hstack(dense).astype(np.float32), *apart)
+
+
+def fused_items(
+    factors: Sequence[Factors], gains: Sequence[Table], constant: Table
+) -> tuple[Rows, ...]:
+    """The item rows of fused blocks: ``[constant, known·gain_k, V_k·gain_k, …]``.
+
+    Those of signals with sparse users stand apart; a dense table of them is scaled in place.
+
+    Args:
+        factors: the signals that are fused.
+        gains: float32 (n_items,) for each.
+        constant: float32 (n_items,).
+    """
+    dense: list[Rows] = [constant[:, None]]
+    apart: list[Rows] = []
     for f, gain in zip(factors, gains, strict=True):
-        if not gain.any():
-            continue
-        users.append(f.offset[:, None])
-        items.append((f.known * gain)[:, None])
+        dense.append((f.known * gain)[:, None])
         if not f.is_sparse:
-            users.append(f.users)
-            items.append(f.items * gain[:, None])
-            continue
-        rows = f.items
-        if sp.issparse(rows):
-            rows = (sp.diags(gain) @ rows).tocsr().astype(np.float32)
+            dense.append(f.items * gain[:, None])
+        elif sp.issparse(f.items):
+            apart.append((sp.diags(gain) @ f.items).tocsr().astype(np.float32))
         else:
+            rows = f.items
             rows *= gain[:, None]
-        blocks.append(Factors(f.users, rows, f.known, np.zeros_like(f.offset)))
-    known = np.logical_or.reduce([f.known for f in factors])
-    return (
-        Factors(
-            np.hstack(users).astype(np.float32),
-            np.hstack(items).astype(np.float32),
-            known,
-            np.zeros(len(column), dtype=np.float32),
-        ),
-        *blocks,
-    )
+            apart.append(rows)
+    return (np.hstack(dense).astype(np.float32), *apart)
+
+
+def stack_rows(parts: Sequence[Rows]) -> Rows:
+    """Tables of one kind and width below each other."""
+    if any(sp.issparse(part) for part in parts):
+        return sp.vstack(parts, format="csr", dtype=np.float32)
+    if parts[0].flags.f_contiguous:  # kept, so that no product copies a wide table once more
+        parts = [np.asfortranarray(part) for part in parts]
+    return np.concatenate(parts).astype(np.float32, copy=False)
 
 
 def unit_rows(rows: Table) -> Table:

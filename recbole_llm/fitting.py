@@ -1,4 +1,4 @@
-"""From training data to a fused model: encode, fit, standardise, tune, concatenate.
+"""From training data to a fused model: encode, fit, standardise, tune, fuse.
 
 This is the one pipeline of all models; they differ in the signals that they are made of.
 """
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from recbole_llm.completion import (
+    RidgeMap,
     TextFeatures,
     complete,
     complete_users,
@@ -27,9 +28,10 @@ from recbole_llm.embedding_cache import EmbeddingCache, default_folder, encode_c
 from recbole_llm.encoders import EncoderOptions, build
 from recbole_llm.errors import DataError
 from recbole_llm.evaluation import Metric, Validation, evaluate
-from recbole_llm.factors import Factors, Rows, standardise
-from recbole_llm.fusion import FUSIONS, Evidence, Judged, Situation, exposure_table
+from recbole_llm.factors import Factors, Mask, Rows, standardise
+from recbole_llm.fusion import FUSIONS, Evidence, Fused, Judged, Situation, exposure_table
 from recbole_llm.model_settings import ModelSettings
+from recbole_llm.newcomers import LearnedSignal, Newcomers
 from recbole_llm.settings import RunOptions, TextSettings
 from recbole_llm.signal_cache import fit_cached
 from recbole_llm.signals import Signal, SkippedSignal
@@ -91,7 +93,7 @@ def fit_model(
     run: RunOptions,
     *,
     user_texts: tuple[str, ...] = (),
-) -> tuple[tuple[Factors, ...], FitReport]:
+) -> tuple[tuple[Factors, ...], FitReport, Newcomers]:
     """Fit all signals and fuse them.
 
     Args:
@@ -103,22 +105,24 @@ def fit_model(
         user_texts: n_users texts of the users' own, or none at all.
 
     Returns:
-        Blocks of tables whose scores add up to the model's, and the report.
+        Blocks of tables whose scores add up to the model's, the report, and what it takes to
+        give rows to newcomers.
 
     Raises:
         DataError: no signal has anything to learn from.
         SettingsError: an encoder cannot be had.
     """
     report = FitReport(metric=str(metric) if validation else None)
+    encoders: dict[str, str] = {}
     if settings.uses_embeddings:
         with report.timed("encode"):
-            data = _with_embeddings(data, user_texts, settings.text, run, report)
+            data, encoders = _with_embeddings(data, user_texts, settings.text, run, report)
     texts = _Texts.of(data)
     with report.timed("signals"):
         fitted = _fit_signals(data, texts, validation, settings, metric, run, report)
     with report.timed("tune"):
-        blocks = _fuse(fitted, data, texts, validation, settings, metric, run, report)
-    return blocks, report
+        fused = _fuse(fitted, data, texts, validation, settings, metric, run, report)
+    return fused.blocks, report, _newcomers(fitted, fused, encoders)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,16 +144,19 @@ def _with_embeddings(
     settings: TextSettings,
     run: RunOptions,
     report: FitReport,
-) -> TrainingData:
+) -> tuple[TrainingData, dict[str, str]]:
+    """The data with their texts encoded, and each encoder's fingerprint."""
     cache = _open_cache(settings.embedding_cache)
     options = EncoderOptions(run.device, settings.encoder_batch_size, run.progress)
     items: dict[str, Rows] = {}
     users: dict[str, Rows] = {}
+    fingerprints: dict[str, str] = {}
     for spec in settings.encoder:
         encoder = build(spec, options)
         if not any(data.item_texts):
             continue
         encoder = encoder.fit(data.item_texts)
+        fingerprints[spec] = encoder.fingerprint()
         for texts, rows in ((data.item_texts, items), (user_texts, users)):
             if any(texts):
                 rows[spec], counts = encode_cached(encoder, texts, cache)
@@ -160,13 +167,31 @@ def _with_embeddings(
         f"texts: {with_text:,} of {data.n_items - 1:,} items have one; "
         f"{report.texts['encoded']:,} encoded, {report.texts['cached']:,} from the cache"
     )
-    return dataclasses.replace(data, item_embeddings=items, user_embeddings=users)
+    data = dataclasses.replace(data, item_embeddings=items, user_embeddings=users)
+    return data, fingerprints
 
 
 def _open_cache(setting: str | None) -> EmbeddingCache | None:
     if setting is None:
         return None
     return EmbeddingCache(default_folder() if setting == "default" else Path(setting).expanduser())
+
+
+@dataclass(frozen=True, eq=False)
+class _Fitted:
+    """A signal's z-scores for all users and items.
+
+    Attributes:
+        signal: with the settings in force.
+        factors: standardised, completed.
+        learned: bool (n_items,), the item rows that were not completed.
+        ridge: what completes item rows; None where nothing does.
+    """
+
+    signal: Signal
+    factors: Factors
+    learned: Mask
+    ridge: RidgeMap | None
 
 
 def _fit_signals(
@@ -177,8 +202,8 @@ def _fit_signals(
     metric: Metric,
     run: RunOptions,
     report: FitReport,
-) -> dict[str, tuple[Signal, Factors]]:
-    fitted: dict[str, tuple[Signal, Factors]] = {}
+) -> dict[str, _Fitted]:
+    fitted: dict[str, _Fitted] = {}
     skipped: dict[str, str] = {}
     for name, configured in settings.signals.items():
         fixed = settings.fixed[name]
@@ -192,8 +217,8 @@ def _fit_signals(
                 skipped[label] = str(reason)
                 logger.warning(f"{label}: left out, {reason}")
                 continue
-            factors = _for_all(signal, factors, data, texts, settings, run)
-            fitted[label] = signal, factors
+            fitted[label] = _for_all(signal, factors, data, texts, settings, run)
+            factors = fitted[label].factors
             value = evaluate([factors], validation, metric, run.device) if validation else None
             report.signals[label] = value
             report.settings[label] = dataclasses.asdict(signal)  # type: ignore[call-overload]
@@ -238,20 +263,22 @@ def _for_all(
     texts: _Texts,
     settings: ModelSettings,
     run: RunOptions,
-) -> Factors:
+) -> _Fitted:
     """A signal's z-scores, with rows for the users and items that it has not seen."""
     if not (signal.completed and settings.fusion.completion):
-        return standardise(factors)
+        return _Fitted(signal, standardise(factors), factors.known, None)
     user_counts = np.diff(data.interactions.indptr).astype(np.int64)
     factors = standardise(complete_users(factors, user_counts, texts.users, seed=run.seed))
-    if texts.items is None or not (texts.items.has_text & ~factors.known).any():
-        return factors
-    ridge = completion_map(factors, texts.items, data.item_counts, seed=run.seed)
-    return complete(factors, ridge, texts.items) if ridge else factors
+    ridge = None
+    if texts.items is not None:
+        ridge = completion_map(factors, texts.items, data.item_counts, seed=run.seed)
+    if texts.items is None or ridge is None:
+        return _Fitted(signal, factors, factors.known, None)
+    return _Fitted(signal, complete(factors, ridge, texts.items), factors.known, ridge)
 
 
 def _as_if_cold(
-    fitted: Mapping[str, tuple[Signal, Factors]],
+    fitted: Mapping[str, _Fitted],
     data: TrainingData,
     texts: _Texts,
     settings: ModelSettings,
@@ -267,10 +294,10 @@ def _as_if_cold(
     held[fold] = True
     rest = without_items(data, held)
     factors = {}
-    for label, (signal, _) in fitted.items():
+    for label, part in fitted.items():
         try:
-            _, learned = fit_cached(signal, rest, run)
-            factors[label] = _for_all(signal, learned, rest, texts, settings, run)
+            _, again = fit_cached(part.signal, rest, run)
+            factors[label] = _for_all(part.signal, again, rest, texts, settings, run).factors
         except SkippedSignal:
             return None
     logger.info(
@@ -280,7 +307,7 @@ def _as_if_cold(
 
 
 def _fuse(
-    fitted: Mapping[str, tuple[Signal, Factors]],
+    fitted: Mapping[str, _Fitted],
     data: TrainingData,
     texts: _Texts,
     validation: Validation | None,
@@ -288,7 +315,7 @@ def _fuse(
     metric: Metric,
     run: RunOptions,
     report: FitReport,
-) -> tuple[Factors, ...]:
+) -> Fused:
     def to_weigh(sets: Sequence[Judged]) -> bool:
         return bool(sets and len(sets[0].factors) > 1 and settings.fusion.weight_trials)
 
@@ -313,7 +340,7 @@ def _fuse(
     objective = dataclasses.replace(metric, slice_name="")
     if len(fitted) > 1 and validation is None:
         logger.info("no validation rows: the signals count equally")
-    factors = {label: signal_factors for label, (_, signal_factors) in fitted.items()}
+    factors = {label: part.factors for label, part in fitted.items()}
     evidence = Evidence(
         Situation(factors, data.binary, validation and validation.positives),
         lambda: _as_if_cold(fitted, data, texts, settings, run),
@@ -332,7 +359,26 @@ def _fuse(
     if len(factors) > 1 and validation is not None:
         report.fused = evaluate(fused.blocks, validation, metric, run.device)
     _log(report, metric)
-    return fused.blocks
+    return fused
+
+
+def _newcomers(
+    fitted: Mapping[str, _Fitted], fused: Fused, encoders: Mapping[str, str]
+) -> Newcomers:
+    cold_gains = fused.cold_gains or fused.weights
+    signals = (
+        LearnedSignal.of(
+            part.signal,
+            part.factors,
+            part.learned,
+            part.ridge,
+            gain=fused.weights[label],
+            cold_gain=cold_gains.get(label, 0.0),
+        )
+        for label, part in fitted.items()
+    )
+    in_blocks = tuple(signal for signal in signals if signal.gain or signal.cold_gain)
+    return Newcomers(in_blocks, fused.cold_level or 0.0, encoders)
 
 
 def _log(report: FitReport, metric: Metric) -> None:

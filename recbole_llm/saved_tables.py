@@ -14,22 +14,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import scipy.sparse as sp
 
 from recbole_llm.atomic_files import new_folder
+from recbole_llm.completion import RidgeMap
 from recbole_llm.errors import DataError, did_you_mean, one_line
 from recbole_llm.factors import Factors, Index
+from recbole_llm.newcomers import LearnedSignal, Newcomers
 
 SUFFIX = ".tables"
 
 _MANIFEST = "tables.json"
-_FORMAT = 1
+_FORMAT = 2
 # Below this a file is read at once: a map costs a file handle, and an empty file has none.
 _MAPPED_BYTES = 1 << 20
-_WORDS = ("user_ids", "item_ids", "item_titles")
+_WORDS = ("user_ids", "item_ids", "item_titles", "item_texts")
+# Name in the folder -> attribute.
+_ARRAYS = {"block": "blocks", "known": "known", "newcomers": "newcomers"}
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +47,10 @@ class SavedTables:
         user_ids: n_users ids as the data set's files have them; the first is RecBole's padding.
         item_ids: n_items ids likewise.
         item_titles: n_items titles, "" where an item has none.
-        known: CSR float32 (n_users, n_items), 1 for each pair of the training part.
+        item_texts: n_items texts as the encoders got them, none at all where no text is read.
+        known: CSR float32 (n_users, n_items), an entry for each pair of the training part: what
+            it counts, 1 in the mean, 0 where it counts nothing and is known all the same.
+        newcomers: what it takes to give rows to users and items that come later.
         facts: what the tables came from (``model``, ``dataset``, ``seed``, ``settings``, …), fit
             for JSON.
     """
@@ -50,7 +59,9 @@ class SavedTables:
     user_ids: tuple[str, ...]
     item_ids: tuple[str, ...]
     item_titles: tuple[str, ...]
+    item_texts: tuple[str, ...]
     known: sp.csr_matrix
+    newcomers: Newcomers
     facts: Mapping[str, Any]
 
     @cached_property
@@ -81,16 +92,17 @@ def write_tables(folder: Path, tables: SavedTables) -> None:
     """
     try:
         with new_folder(folder, overwrite=True) as filling:
-            blocks = [_write_block(filling, number, b) for number, b in enumerate(tables.blocks)]
-            known = _write_rows(filling, "known", tables.known)
+            written = {
+                name: _write(filling, name, getattr(tables, attribute))
+                for name, attribute in _ARRAYS.items()
+            }
             for name in _WORDS:
                 words = json.dumps(getattr(tables, name))
                 (filling / f"{name}.json").write_text(words, encoding="ascii")
             manifest: dict[str, Any] = {
                 "format": _FORMAT,
                 "facts": dict(tables.facts),
-                "blocks": blocks,
-                "known": known,
+                **written,
                 "files": {
                     file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)}
                     for file in sorted(filling.iterdir())
@@ -120,17 +132,18 @@ def read_tables(path: Path) -> SavedTables:
     manifest = _read_manifest(folder)
     try:
         _check_files(folder, manifest["files"])
-        user_ids, item_ids, titles = (
-            tuple(json.loads((folder / f"{name}.json").read_bytes())) for name in _WORDS
+        words = {name: tuple(json.loads((folder / f"{name}.json").read_bytes())) for name in _WORDS}
+        blocks, known, newcomers = (_read(folder, name, manifest[name]) for name in _ARRAYS)
+        return SavedTables(
+            blocks=tuple(_build(Factors, block) for block in blocks),
+            known=known,
+            newcomers=_newcomers(newcomers),
+            facts=manifest["facts"],
+            **words,
         )
-        blocks = tuple(
-            _read_block(folder, number, fields) for number, fields in enumerate(manifest["blocks"])
-        )
-        known = _read_rows(folder, "known", manifest["known"])
     # All that a file which is not what was written can raise.
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise _damaged(folder, one_line(error)) from error
-    return SavedTables(blocks, user_ids, item_ids, titles, known, manifest["facts"])
 
 
 def _find_folder(path: Path) -> Path:
@@ -183,29 +196,41 @@ def _damaged(folder: Path, reason: str) -> DataError:
     return DataError(f"{folder} is damaged ({reason}); copy it again, or train the model again")
 
 
-def _write_block(folder: Path, number: int, block: Factors) -> dict[str, Any]:
-    """Each field of a block by itself, so that fields yet to come need no code here."""
-    fields = {}
-    for field in dataclasses.fields(block):
-        value = getattr(block, field.name)
-        is_rows = isinstance(value, np.ndarray) or sp.issparse(value)
-        name = f"block{number}.{field.name}"
-        fields[field.name] = _write_rows(folder, name, value) if is_rows else {"value": value}
-    return fields
+def _write(folder: Path, name: str, value: Any) -> Any:
+    """A value as JSON; arrays become files called after their place, so that no field is listed."""
+    if isinstance(value, np.ndarray) or sp.issparse(value):
+        return _write_rows(folder, name, value)
+    if dataclasses.is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {"fields": {key: _write(folder, f"{name}.{key}", v) for key, v in value.items()}}
+    if isinstance(value, tuple):
+        return [_write(folder, f"{name}{place}", part) for place, part in enumerate(value)]
+    return {"value": value}
 
 
-def _read_block(folder: Path, number: int, fields: Mapping[str, Any]) -> Factors:
-    unknown = fields.keys() - {field.name for field in dataclasses.fields(Factors)}
+def _read(folder: Path, name: str, written: Any) -> Any:
+    """What :func:`_write` wrote, with a dataclass as the mapping of its fields."""
+    if isinstance(written, list):
+        return tuple(_read(folder, f"{name}{place}", part) for place, part in enumerate(written))
+    if "fields" in written:
+        return {key: _read(folder, f"{name}.{key}", v) for key, v in written["fields"].items()}
+    return written["value"] if "value" in written else _read_rows(folder, name, written)
+
+
+def _build(kind: type[Part], fields: Mapping[str, Any]) -> Part:
+    unknown = fields.keys() - {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown:
         raise ValueError(f"it has an unknown table `{min(unknown)}`")
-    return Factors(
-        **{
-            name: written["value"]
-            if "value" in written
-            else _read_rows(folder, f"block{number}.{name}", written)
-            for name, written in fields.items()
-        }
-    )
+    return kind(**fields)
+
+
+def _newcomers(fields: Mapping[str, Any]) -> Newcomers:
+    signals = []
+    for signal in fields["signals"]:
+        ridge = signal["ridge"] and _build(RidgeMap, signal["ridge"])
+        signals.append(_build(LearnedSignal, {**signal, "ridge": ridge}))
+    return _build(Newcomers, {**fields, "signals": tuple(signals)})
 
 
 def _write_rows(folder: Path, name: str, rows: Any) -> dict[str, Any]:

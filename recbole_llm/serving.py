@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import torch
 
+from recbole_llm.completion import has_text
+from recbole_llm.encoders import Encoder, EncoderOptions, build
 from recbole_llm.errors import DataError, DataWarning, SettingsError, did_you_mean
-from recbole_llm.factors import Index, Mask, Table, batches
+from recbole_llm.factors import Factors, Index, Mask, Rows, Table, batches, stack_rows
+from recbole_llm.newcomers import item_rows, told_user_rows, user_rows
 from recbole_llm.saved_tables import SavedTables, read_tables
 from recbole_llm.scoring import Scorer, find_device
 from recbole_llm.slices import seeded_rank, top_items
-from recbole_llm.training_data import entries
+from recbole_llm.text import clean
+from recbole_llm.training_data import entries, with_ones
 
 # Scores of a batch, and what ranking them takes beside.
 _BATCH_BYTES = 1 << 28
 # Users whose scores say how alike items are: enough for two digits of a correlation.
 _SAMPLED_USERS = 4096
+#: Who asks without being a user of the data set.
+VISITOR = "visitor"
 
 
 class Recommender:
@@ -32,12 +40,23 @@ class Recommender:
         tables: what it was made of; ``tables.facts`` says where they came from.
     """
 
-    def __init__(self, tables: SavedTables, *, device: str = "auto") -> None:
+    def __init__(self, tables: SavedTables, *, device: str = "auto", n_new_items: int = 0) -> None:
+        """Serve some tables.
+
+        Args:
+            tables: the model's.
+            device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+            n_new_items: how many of the last items came after the fit. Of equally good items
+                they come last, and no choice of known items leaves them out.
+        """
         self.tables = tables
+        self._n_fitted = len(tables.item_ids) - n_new_items
         self._device = find_device(device)
         self._scorer = Scorer(tables.blocks, self._device)
         # Ties are broken as in the run's own sliced metrics.
-        self._order = seeded_rank(len(tables.item_ids), tables.facts["seed"]).to(self._device)
+        order = seeded_rank(self._n_fitted, tables.facts["seed"])
+        last = torch.arange(self._n_fitted, len(tables.item_ids), dtype=order.dtype)
+        self._order = torch.cat([order, last]).to(self._device)
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "auto") -> Recommender:
@@ -84,6 +103,116 @@ class Recommender:
         allowed = self._allowed(only, exclude)
         parts = list(self._ranked(rows, k, allowed, exclude_known))
         return pd.concat(parts, ignore_index=True) if parts else _frame([], [], [], [])
+
+    def recommend_for(
+        self,
+        *,
+        user: object = None,
+        liked: object = (),
+        intent: str | None = None,
+        intent_weight: float = 0.5,
+        new_items: object = (),
+        k: int = 10,
+        exclude_known: bool = True,
+        only: Iterable[object] | None = None,
+        exclude: Iterable[object] | None = None,
+    ) -> pd.DataFrame:
+        """The best items of somebody who comes with more than the training part knew.
+
+        Args:
+            user: a user's id, or several; None: a visitor.
+            liked: ids of items that are folded in as if they were interactions; left out of the
+                list like known ones.
+            intent: what is wanted, in words.
+            intent_weight: what the words count, 0..1, beside the rest that is known of the user.
+            new_items: texts of items that are ranked beside the others, as ``new-1``, ….
+            k: most items of a user.
+            exclude_known: as in :meth:`recommend`.
+            only: as in :meth:`recommend`; new items are ranked all the same.
+            exclude: as in :meth:`recommend`.
+
+        Returns:
+            A table as of :meth:`recommend`. New items that are not among the best ``k`` stand
+            below these, with their rank among all that are ranked.
+
+        Raises:
+            DataError: a user or item is unknown, the model reads no text, or nothing is known
+                of the words.
+            SettingsError: nobody is asked for, a text is blank, or a number is out of range.
+        """
+        asked = self.for_newcomers(
+            user=user,
+            liked=liked,
+            intent=intent,
+            intent_weight=intent_weight,
+            new_items=new_items,
+        )
+        _check_k(k)
+        table = asked.ranking(exclude_known=exclude_known, only=only, exclude=exclude)
+        return best_and_new(table, k, asked.new_item_ids)
+
+    def for_newcomers(
+        self,
+        *,
+        user: object = None,
+        liked: object = (),
+        intent: str | None = None,
+        intent_weight: float = 0.5,
+        new_items: object = (),
+    ) -> Recommender:
+        """A recommender for the users asked for alone, all items and the new ones.
+
+        Args and errors are those of :meth:`recommend_for`.
+        """
+        words, texts = _texts_of(intent, new_items)
+        if not 0 <= intent_weight <= 1:
+            raise SettingsError(f"`intent_weight` must be from 0 to 1, got {intent_weight}")
+        users = [] if user is None else _as_ids(user)
+        likes = [_row(self._item_rows, item, "item") for item in _as_ids(liked)]
+        if not (users or likes or words):
+            raise SettingsError("give a user, liked items or an intent")
+        if not (likes or words):
+            rows = [self._user_row(name) for name in users]
+        else:
+            rows = [_row(self._user_rows, name, "user") for name in users]
+        known, own = self._histories(rows or [0], likes, is_user=bool(rows))
+        embedded = self._embed({**words, **texts}) if words or texts else {}
+        if words:
+            told = told_user_rows(
+                self.tables.newcomers, self.tables.blocks, _part(embedded, slice(0, 1))
+            )
+            own = told if own is None else _mixed(own, told, intent_weight)
+        assert own is not None
+        added: tuple[Rows | None, ...] = (None,) * len(own)
+        if texts:
+            added = item_rows(
+                self.tables.newcomers, self.tables.blocks, _part(embedded, slice(len(words), None))
+            )
+        blocks = tuple(
+            _asked_block(block, users_, items)
+            for block, users_, items in zip(self.tables.blocks, own, added, strict=True)
+        )
+        return self._extended(blocks, users or [VISITOR], known, list(texts.values()))
+
+    @property
+    def new_item_ids(self) -> tuple[str, ...]:
+        """The ids of items that came after the fit."""
+        return self.tables.item_ids[self._n_fitted :]
+
+    def ranking(
+        self,
+        *,
+        exclude_known: bool = True,
+        only: Iterable[object] | None = None,
+        exclude: Iterable[object] | None = None,
+    ) -> pd.DataFrame:
+        """All items that may be ranked, of every user, as a table of :meth:`recommend`."""
+        return pd.concat(
+            self.recommend_all(
+                len(self.tables.item_ids), exclude_known=exclude_known, only=only, exclude=exclude
+            ),
+            ignore_index=True,
+        )
 
     def recommend_all(
         self,
@@ -167,6 +296,106 @@ class Recommender:
             )
         return row
 
+    def _histories(
+        self, rows: Sequence[int], likes: Sequence[int], *, is_user: bool
+    ) -> tuple[sp.csr_matrix, tuple[Rows, ...] | None]:
+        """What is left out of the users' lists, and their own rows; None where there are none."""
+        blocks, known = self.tables.blocks, self.tables.known[rows]
+        if not likes:
+            return known, tuple(block.users[rows] for block in blocks) if is_user else None
+        n = len(rows)
+        liked = sp.csr_matrix(
+            (
+                np.ones(n * len(likes), dtype=np.float32),
+                (np.repeat(np.arange(n), len(likes)), np.tile(likes, n)),
+            ),
+            shape=known.shape,
+        )
+        history = known.maximum(liked).tocsr().astype(np.float32)
+        return with_ones(known) + liked, user_rows(self.tables.newcomers, blocks, history)
+
+    def _extended(
+        self,
+        blocks: tuple[Factors, ...],
+        users: Sequence[str],
+        known: sp.csr_matrix,
+        new_texts: Sequence[str],
+    ) -> Recommender:
+        numbers = (f"new-{number}" for number in range(1, len(self.tables.item_ids) + 2))
+        free = (name for name in numbers if name not in self._item_rows)
+        names = tuple(name for name, _ in zip(free, new_texts, strict=False))
+        tables = dataclasses.replace(
+            self.tables,
+            blocks=blocks,
+            user_ids=(self.tables.user_ids[0], *users),
+            item_ids=(*self.tables.item_ids, *names),
+            item_titles=(*self.tables.item_titles, *new_texts),
+            known=sp.csr_matrix(
+                (known.data, known.indices, np.r_[0, known.indptr]),
+                shape=(known.shape[0] + 1, known.shape[1] + len(names)),
+            ),
+        )
+        return Recommender(tables, device=str(self._device), n_new_items=len(names))
+
+    @cached_property
+    def _encoders(self) -> dict[str, Encoder]:
+        """What the model's texts were encoded by.
+
+        Raises:
+            DataError: it reads no text, or an encoder is another one now.
+        """
+        tables = self.tables
+        if not tables.newcomers.encoders:
+            raise DataError(
+                f"the model {tables.facts['model']} encodes no text, so that it cannot take an "
+                "intent or a new item; train HybridFusion or TextIntent, with item texts"
+            )
+        encoders = {}
+        for spec, fingerprint in tables.newcomers.encoders.items():
+            options = EncoderOptions(str(self._device), progress=False)
+            encoders[spec] = build(spec, options).fit(tables.item_texts)
+            if encoders[spec].fingerprint() != fingerprint:
+                raise DataError(
+                    f"the encoder `{spec}` is not the one that the model was trained with; give "
+                    "it back, or train the model again"
+                )
+        return encoders
+
+    def _embed(self, texts: Mapping[str, str]) -> dict[str, Rows]:
+        """Rows of texts by every encoder, and a word on what is not read.
+
+        Args:
+            texts: what a text is, for people -> the text.
+
+        Raises:
+            DataError: nothing is known of a text.
+        """
+        said = list(texts.values())
+        embedded = {spec: encoder.encode(said) for spec, encoder in self._encoders.items()}
+        for place, (what, text) in enumerate(texts.items()):
+            reads = [spec for spec, rows in embedded.items() if has_text(rows)[place]]
+            deaf = [spec for spec in embedded if spec not in reads]
+            if not reads:
+                raise DataError(
+                    f"{what}: none of its words occurs in the items' texts, and the model reads "
+                    f"words alone ({', '.join(deaf)}); use other words, or train with `bert` among "
+                    "its encoders"
+                )
+            if deaf:
+                warnings.warn(
+                    f"{what}: none of its words occurs in the items' texts, so that the ranking "
+                    f"rests on {', '.join(reads)} alone",
+                    DataWarning,
+                )
+            for spec in reads:
+                n_words, n_read = len(text.split()), len(self._encoders[spec].reads(text).split())
+                if n_read < n_words:
+                    warnings.warn(
+                        f"{what}: {spec} reads the first {n_read:,} of its {n_words:,} words",
+                        DataWarning,
+                    )
+        return embedded
+
     def _allowed(
         self, only: Iterable[object] | None, exclude: Iterable[object] | None
     ) -> Mask | None:
@@ -174,12 +403,14 @@ class Recommender:
         if only is None and exclude is None:
             return None
         allowed = np.full(len(self.tables.item_ids), only is None)
+        allowed[self._n_fitted :] = False
         if only is not None:
             allowed[self._listed(_as_ids(only), "only")] = True
             if not allowed.any():
                 raise DataError("`only` holds no known item, so that nothing can be recommended")
         if exclude is not None:
             allowed[self._listed(_as_ids(exclude), "exclude")] = False
+        allowed[self._n_fitted :] = True
         return allowed
 
     def _listed(self, items: Sequence[str], option: str) -> list[int]:
@@ -237,6 +468,45 @@ class Recommender:
         # What rounding leaves of a constant is no spread.
         spread = np.where(variance > 1e-10 * (1 + mean**2), np.sqrt(np.abs(variance)), np.inf)
         return (covariance / (spread * spread[item])).astype(np.float32)
+
+
+def best_and_new(table: pd.DataFrame, k: int, new_items: Sequence[str]) -> pd.DataFrame:
+    """Of a :meth:`Recommender.ranking` the best k of each user, and new items below them."""
+    kept = (table["rank"] <= k) | table["item_id"].isin(new_items)
+    return table[kept].reset_index(drop=True)
+
+
+def _texts_of(intent: str | None, new_items: object) -> tuple[dict[str, str], dict[str, str]]:
+    """The intent and the new items' texts, cleaned as the data set's are, each by what it is."""
+    words = {} if intent is None else {"`intent`": clean(intent)}
+    several = [new_items] if isinstance(new_items, str) else list(new_items)  # type: ignore[call-overload]
+    texts = {f"`new_item` {n}": clean(str(text)) for n, text in enumerate(several, start=1)}
+    for what, text in {**words, **texts}.items():
+        if not text:
+            raise SettingsError(f"{what} is blank; say in words what it is")
+    return words, texts
+
+
+def _part(embedded: Mapping[str, Rows], places: slice) -> dict[str, Rows]:
+    return {spec: rows[places] for spec, rows in embedded.items()}
+
+
+def _mixed(own: Sequence[Rows], told: Sequence[Rows], weight: float) -> tuple[Rows, ...]:
+    """Each user's rows with those of what all of them say, which is one row a block."""
+    return tuple(
+        (1 - weight) * mine + weight * said[np.zeros(mine.shape[0], dtype=np.int64)]
+        for mine, said in zip(own, told, strict=True)
+    )
+
+
+def _asked_block(block: Factors, users: Rows, added: Rows | None) -> Factors:
+    """A block for some users' rows, with new items' rows below the others."""
+    users = stack_rows([0 * users[:1], users])
+    none = np.zeros(users.shape[0], dtype=np.float32)
+    if added is None:
+        return Factors(users, block.items, block.known, none)
+    known = np.r_[block.known, np.ones(added.shape[0], dtype=bool)]
+    return Factors(users, stack_rows([block.items, added]), known, none)
 
 
 def _as_ids(given: object) -> list[str]:

@@ -7,10 +7,10 @@ import dataclasses
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -18,9 +18,11 @@ import pandas as pd
 from recbole_llm.atomic_files import new_folder
 from recbole_llm.errors import DataError, DataWarning, SettingsError
 from recbole_llm.factors import Factors
-from recbole_llm.serving import Recommender
+from recbole_llm.serving import VISITOR, Recommender, best_and_new
 from recbole_llm.vectors import compact_vectors
 from recbole_llm.whole_file import whole_file
+
+Writer: TypeAlias = Callable[[Path, Iterable[pd.DataFrame]], tuple[int, int]]
 
 _TITLE_CHARACTERS = 60
 # Users by whom an export is compared with the model.
@@ -35,6 +37,28 @@ def add_recommend_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--all_users", action="store_true", help="recommend to every user; needs --out"
+    )
+    parser.add_argument(
+        "--liked",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="ITEM",
+        help="ids of items that somebody likes, a user or a visitor",
+    )
+    parser.add_argument("--intent", metavar="TEXT", help="what is wanted, in words")
+    parser.add_argument(
+        "--intent_weight",
+        type=float,
+        metavar="0..1",
+        help="what the words count beside the user or the liked items (default: 0.5)",
+    )
+    parser.add_argument(
+        "--new_item",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="an item that is not in the data, ranked beside the others; may be given again",
     )
     parser.add_argument("--similar", metavar="ITEM", help="list items that suit the same users")
     parser.add_argument("--k", type=int, default=10, help="length of a list (default: %(default)s)")
@@ -87,18 +111,75 @@ def recommend(args: argparse.Namespace) -> int:
             _print_lists("item", lists, recommender, as_json=args.json)
             return 0
         only, exclude = _read_ids(args.only, "only"), _read_ids(args.exclude, "exclude")
+        if args.liked or args.intent is not None or args.new_item:
+            return _recommend_for(args, recommender, write, only=only, exclude=exclude)
         if args.all_users:
             parts = recommender.recommend_all(args.k, only=only, exclude=exclude)
         else:
             parts = iter([recommender.recommend(args.user, args.k, only=only, exclude=exclude)])
         if write is not None:
-            n_rows, n_users = write(args.out, parts)
-            print(f"wrote {args.out}: {n_rows:,} rows for {n_users:,} users")  # noqa: T201
+            _write_out(write, args.out, parts)
             return 0
         table = next(parts)
         lists = {user: table[table["user_id"] == user] for user in dict.fromkeys(args.user)}
         _print_lists("user", lists, recommender, as_json=args.json)
     return 0
+
+
+def _recommend_for(
+    args: argparse.Namespace,
+    recommender: Recommender,
+    write: Writer | None,
+    *,
+    only: list[str] | None,
+    exclude: list[str] | None,
+) -> int:
+    """Lists for somebody who comes with more than a user's id."""
+    weight = {} if args.intent_weight is None else {"intent_weight": args.intent_weight}
+    asked = recommender.for_newcomers(
+        user=args.user, liked=args.liked, intent=args.intent, new_items=args.new_item, **weight
+    )
+    ranking = asked.ranking(only=only, exclude=exclude)
+    if write is not None:
+        _write_out(write, args.out, iter([best_and_new(ranking, args.k, asked.new_item_ids)]))
+    users = asked.tables.user_ids[1:]
+    by_user = {user: ranking[ranking["user_id"] == user] for user in users}
+    news = {user: _new_item_places(table, asked) for user, table in by_user.items()}
+    if write is not None:
+        for user, places in news.items():
+            for line in _new_item_lines(places):
+                print(f"{user}: {line}")  # noqa: T201
+        return 0
+    about = {
+        "liked": dict(zip(args.liked, recommender.titles(args.liked), strict=True)),
+        "intent": args.intent,
+    }
+    lists = {user: table[table["rank"] <= args.k] for user, table in by_user.items()}
+    _print_lists("user", lists, asked, as_json=args.json, about=about, news=news)
+    return 0
+
+
+def _new_item_places(ranking: pd.DataFrame, asked: Recommender) -> list[dict[str, Any]]:
+    """Where new items stand among all items that are ranked for a user."""
+    rows = ranking[ranking["item_id"].isin(asked.new_item_ids)].sort_values("item_id")
+    return [
+        {
+            "item_id": item,
+            "text": asked.titles([item])[0],
+            "rank": int(rank),
+            "of": len(ranking),
+            "score": float(score),
+        }
+        for item, rank, score in zip(rows["item_id"], rows["rank"], rows["score"], strict=True)
+    ]
+
+
+def _new_item_lines(places: Iterable[dict[str, Any]]) -> Iterator[str]:
+    for place in places:
+        yield (
+            f"{place['item_id']}, {_shortened(place['text'])}: rank {place['rank']:,} of "
+            f"{place['of']:,}, score {place['score']:.4f}"
+        )
 
 
 def export(args: argparse.Namespace) -> int:
@@ -195,13 +276,22 @@ def _check_checkpoint(args: argparse.Namespace) -> None:
 
 def _check_recommend(args: argparse.Namespace) -> None:
     _check_checkpoint(args)
-    given = [args.user is not None, args.all_users, args.similar is not None]
-    if sum(given) != 1:
-        raise SettingsError("give one of `--user ID`, `--all_users` and `--similar ITEM`")
+    somebody = args.user is not None or bool(args.liked) or args.intent is not None
+    if args.new_item and not somebody:
+        raise SettingsError(
+            "`--new_item` is ranked for somebody: it goes with `--user`, `--liked` or `--intent`"
+        )
+    if sum([somebody, args.all_users, args.similar is not None]) != 1:
+        raise SettingsError(
+            "give one of `--user ID` (or `--liked ITEM`, `--intent TEXT`), `--all_users` and "
+            "`--similar ITEM`"
+        )
+    if args.intent_weight is not None and args.intent is None:
+        raise SettingsError("`--intent_weight` goes with `--intent TEXT`")
     if args.all_users and args.out is None:
         raise SettingsError("`--all_users` needs `--out FILE.parquet` or `--out FILE.csv`")
     if args.out is not None and (args.similar is not None or args.json):
-        raise SettingsError("`--out` goes with `--user` or `--all_users`, and without `--json`")
+        raise SettingsError("`--out` goes without `--similar` and without `--json`")
     if args.similar is not None and (args.only or args.exclude):
         raise SettingsError("`--only` and `--exclude` do not go with `--similar`")
     if args.k < 1:
@@ -220,13 +310,31 @@ def _read_ids(file: Path | None, option: str) -> list[str] | None:
 
 
 def _print_lists(
-    kind: str, lists: dict[str, pd.DataFrame], recommender: Recommender, *, as_json: bool
+    kind: str,
+    lists: dict[str, pd.DataFrame],
+    recommender: Recommender,
+    *,
+    as_json: bool,
+    about: Mapping[str, Any] | None = None,
+    news: Mapping[str, list[dict[str, Any]]] | None = None,
 ) -> None:
-    """Ranked items of users, or of items, as a table or as JSON."""
+    """Ranked items of users, or of items, as a table or as JSON.
+
+    Args:
+        kind: ``user`` or ``item``.
+        lists: owner -> ranked items.
+        recommender: what made them.
+        as_json: whether a program reads it.
+        about: what else is known of the users: ``liked``, ``intent``.
+        news: owner -> where new items stand.
+    """
+    said_of_all = {key: value for key, value in (about or {}).items() if value}
     answers = [
         {
             kind: owner,
             "title": recommender.titles([owner])[0] if kind == "item" else None,
+            **said_of_all,
+            "new_items": (news or {}).get(owner) or None,
             "items": [
                 {"rank": int(rank), "item_id": item, "title": title, "score": float(score)}
                 for rank, item, title, score in zip(
@@ -249,12 +357,10 @@ def _print_lists(
 
 
 def _table_lines(kind: str, answer: dict[str, Any]) -> Iterator[str]:
-    yield f"{kind} {answer[kind]}" + (f": {answer['title']}" if answer["title"] else "")
+    yield _head(kind, answer)
     rows = [("rank", "item", "title", "score")]
     for item in answer["items"]:
-        title = item["title"]
-        if len(title) > _TITLE_CHARACTERS:
-            title = f"{title[: _TITLE_CHARACTERS - 1]}…"
+        title = _shortened(item["title"])
         rows.append((str(item["rank"]), item["item_id"], title, f"{item['score']:.4f}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for rank, identifier, title, score in rows:
@@ -264,9 +370,31 @@ def _table_lines(kind: str, answer: dict[str, Any]) -> Iterator[str]:
         )
     if not answer["items"]:
         yield "no items are left to recommend"
+    yield from _new_item_lines(answer["new_items"] or ())
 
 
-def _writer(out: Path) -> Callable[[Path, Iterable[pd.DataFrame]], tuple[int, int]]:
+def _head(kind: str, answer: dict[str, Any]) -> str:
+    owner = answer[kind]
+    parts = [owner if owner == VISITOR else f"{kind} {owner}"]
+    if answer["title"]:
+        parts.append(answer["title"])
+    if answer.get("liked"):
+        parts.append("liked " + "; ".join(title or item for item, title in answer["liked"].items()))
+    if answer.get("intent"):
+        parts.append(f"wants “{_shortened(answer['intent'])}”")
+    return ": ".join([parts[0], ", ".join(parts[1:])] if parts[1:] else parts)
+
+
+def _shortened(title: str) -> str:
+    return title if len(title) <= _TITLE_CHARACTERS else f"{title[: _TITLE_CHARACTERS - 1]}…"
+
+
+def _write_out(write: Writer, out: Path, parts: Iterable[pd.DataFrame]) -> None:
+    n_rows, n_users = write(out, parts)
+    print(f"wrote {out}: {n_rows:,} rows for {n_users:,} users")  # noqa: T201
+
+
+def _writer(out: Path) -> Writer:
     """What writes a table to a file of that ending."""
     writers = {".csv": _write_csv, ".parquet": _write_parquet}
     if out.suffix not in writers:

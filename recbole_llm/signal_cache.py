@@ -14,6 +14,7 @@ import inspect
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -28,6 +29,8 @@ from recbole_llm.training_data import TrainingData
 from recbole_llm.whole_file import whole_file
 
 _LIBRARIES = ("recbole_llm", "implicit", "lightfm-next", "numpy", "scipy", "torch")
+_TABLES = ("users", "items", "known", "offset")
+_EXTRA = "extra."
 _CSR_PARTS = ("data", "indices", "indptr")
 
 
@@ -101,13 +104,14 @@ def _add_rows(digest: hashlib._Hash, rows: Rows) -> None:
 def _write(file: Path, signal: Signal, factors: Factors) -> None:
     arrays: dict[str, np.ndarray] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    for field in dataclasses.fields(factors):
-        rows = getattr(factors, field.name)
+    tables = {name: getattr(factors, name) for name in _TABLES}
+    tables |= {f"{_EXTRA}{name}": rows for name, rows in factors.extra.items()}
+    for name, rows in tables.items():
         if sp.issparse(rows):
-            arrays |= {f"{field.name}.{part}": getattr(rows, part) for part in _CSR_PARTS}
-            shapes[field.name] = rows.shape
+            arrays |= {f"{name}.{part}": getattr(rows, part) for part in _CSR_PARTS}
+            shapes[name] = rows.shape
         else:
-            arrays[field.name] = np.ascontiguousarray(rows)
+            arrays[name] = np.ascontiguousarray(rows)
     settings = dataclasses.asdict(signal)  # type: ignore[call-overload]
     save_file(arrays, file, {"settings": json.dumps(settings), "shapes": json.dumps(shapes)})
 
@@ -116,16 +120,16 @@ def _read(file: Path, signal: Signal) -> tuple[Signal, Factors]:
     with safe_open(file, framework="numpy") as stored:
         facts = stored.metadata()
         shapes = json.loads(facts["shapes"])
-        tables = {}
-        for field in dataclasses.fields(Factors):
-            name = field.name
-            if name in shapes:
-                parts = tuple(stored.get_tensor(f"{name}.{part}") for part in _CSR_PARTS)
-                tables[name] = sp.csr_matrix(parts, shape=tuple(shapes[name]))
-            else:
+        tables: dict[str, Any] = {}
+        for name, shape in shapes.items():
+            parts = tuple(stored.get_tensor(f"{name}.{part}") for part in _CSR_PARTS)
+            tables[name] = sp.csr_matrix(parts, shape=tuple(shape))
+        for name in stored.keys():  # noqa: SIM118 - it is no mapping
+            if name.rpartition(".")[0] not in shapes:
                 tables[name] = stored.get_tensor(name)
     settings = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in json.loads(facts["settings"]).items()
     }
-    return type(signal)(**settings), Factors(**tables)
+    extra = {name.removeprefix(_EXTRA): tables.pop(name) for name in list(tables) if "." in name}
+    return type(signal)(**settings), Factors(**tables, extra=extra)

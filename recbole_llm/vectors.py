@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from recbole_llm.factors import Factors, concatenate
+from recbole_llm.factors import Factors, gated
 
 # Halko, Martinsson and Tropp 2011: a few more dimensions and a few passes, and the subspace that
 # is found is as good as the best.
@@ -32,7 +32,8 @@ def compact_vectors(blocks: Sequence[Factors], *, rank: int, seed: int) -> Facto
     dense = [
         truncated(block, rank=rank, seed=seed) if block.is_sparse else block for block in blocks
     ]
-    (joined,) = concatenate(dense, [1.0] * len(dense))
+    ones = np.ones(blocks[0].n_items, dtype=np.float32)
+    (joined,) = gated(dense, [ones] * len(dense), 0 * ones)
     return joined
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_llm.factors import Factors, concatenate, standardise
+from recbole_llm.factors import Factors, gated, standardise
 from recbole_llm.scoring import Scorer
 
 
@@ -37,6 +37,12 @@ def naive_scores(f):
     return scores
 
 
+def weighted(signals, weights):
+    n_items = signals[0].n_items
+    gains = [np.full(n_items, weight, np.float32) for weight in weights]
+    return gated(signals, gains, np.zeros(n_items, np.float32))
+
+
 KINDS = st.sampled_from(["dense", "sparse_users", "sparse"])
 
 
@@ -55,11 +61,11 @@ def test_standardised_tables_score_as_per_user_z_scores(seed, kind):
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 10_000), st.lists(KINDS, min_size=1, max_size=4))
-def test_concatenated_tables_score_as_the_weighted_sum(seed, kinds):
+def test_fused_tables_score_as_the_weighted_sum(seed, kinds):
     signals = [standardise(draw_factors(seed + n, kind)) for n, kind in enumerate(kinds)]
     weights = np.random.default_rng(seed).random(len(kinds)) + 0.1
     expected = sum(w * naive_scores(f) for w, f in zip(weights, signals, strict=True))
-    blocks = concatenate(signals, list(weights))
+    blocks = weighted(signals, weights)
     total = sum(block.scores(np.arange(6)) for block in blocks)
     np.testing.assert_allclose(total, expected, atol=1e-4)
 
@@ -79,7 +85,7 @@ def test_scorer_equals_the_tables_for_rows_and_for_pairs(kind):
 
 def test_weight_zero_leaves_a_signal_out_and_changes_no_order():
     als, text = standardise(draw_factors(1)), standardise(draw_factors(2, "sparse"))
-    (block,) = concatenate([als, text], [0.5, 0.0])
+    (block,) = weighted([als, text], [0.5, 0.0])
     users = np.arange(als.n_users)
     np.testing.assert_array_equal(
         block.scores(users).argsort(kind="stable"), (als.scores(users) * 0.5).argsort(kind="stable")

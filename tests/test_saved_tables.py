@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from recbole_llm import saved_tables
 from recbole_llm.errors import DataError
 from recbole_llm.factors import Factors
+from recbole_llm.newcomers import Newcomers
 from recbole_llm.saved_tables import SavedTables, read_tables, tables_folder, write_tables
 
 N_USERS, N_ITEMS = 9, 13
@@ -46,7 +47,9 @@ def random_tables(seed=0, n_users=N_USERS, n_items=N_ITEMS):
         user_ids=("[PAD]", *(f"u{user}" for user in range(1, n_users))),
         item_ids=("[PAD]", *(f"i{item}" for item in range(1, n_items))),
         item_titles=("", "café ☕ \ud800", *(f"title {item}" for item in range(2, n_items))),
+        item_texts=(),
         known=known,
+        newcomers=Newcomers((), 0.0, {}),
         facts={"model": "HybridFusion", "dataset": "shop", "seed": 7},
     )
 
@@ -79,8 +82,9 @@ def test_tables_are_read_as_they_were_written(tables, folder, monkeypatch, mappe
     read = read_tables(folder)
     assert len(read.blocks) == len(tables.blocks)
     for block, written in zip(read.blocks, tables.blocks, strict=True):
-        for field in dataclasses.fields(Factors):
-            assert_same_rows(getattr(block, field.name), getattr(written, field.name))
+        for name in ("users", "items", "known", "offset"):
+            assert_same_rows(getattr(block, name), getattr(written, name))
+        assert block.extra == {}
         np.testing.assert_array_equal(
             block.scores(np.arange(N_USERS)), written.scores(np.arange(N_USERS))
         )
@@ -160,6 +164,7 @@ def change_manifest(**changes):
         ("tables.json", lambda file: file.write_text("[]"), "tables.json cannot be read"),
         ("tables.json", change_manifest(facts={}), "tables.json was changed"),
         ("tables.json", change_manifest(format=99), "has format 99"),
+        ("tables.json", change_manifest(format=1), "has format 1, .*; train the model again"),
         ("tables.json", lambda file: file.unlink(), "it has no tables.json"),
     ],
 )
@@ -199,7 +204,7 @@ def test_pickled_array_is_never_loaded(folder, tables, tmp_path):
 def test_table_of_a_later_version_is_refused(folder):
     file = folder / "tables.json"
     manifest = json.loads(file.read_text())
-    manifest["blocks"][0]["curvature"] = {"value": 3}
+    manifest["block"][0]["fields"]["curvature"] = {"value": 3}
     manifest["fingerprint"] = saved_tables._fingerprint(manifest)
     file.write_text(json.dumps(manifest))
     with pytest.raises(DataError, match="unknown table `curvature`"):

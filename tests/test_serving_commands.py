@@ -113,7 +113,11 @@ def test_lists_are_the_models_best_unseen_items(kind, request, capsys):
 def test_interaction_that_counts_nothing_is_known_all_the_same(als, hybrid):
     # The hybrid weighs by rating: what is rated 0 is no history, and not to be recommended.
     known, weighted = read_tables(als).known, read_tables(hybrid).known
-    assert (known != weighted).nnz == 0
+    assert (known.indices == weighted.indices).all()
+    assert (known.indptr == weighted.indptr).all()
+    assert set(known.data) == {1}
+    assert weighted.data.min() == 0
+    assert weighted.data[weighted.data > 0].mean() == pytest.approx(1)
     tables = read_tables(hybrid).blocks
     (history,) = [block.users for block in tables if block.users.shape == known.shape]
     assert (known.astype(bool) > history.astype(bool)).nnz > 0
@@ -175,6 +179,41 @@ def test_similar_items_are_listed_with_titles(hybrid, capsys):
     assert "i3" not in {row["item_id"] for row in answer[0]["items"]}
 
 
+def test_visitor_with_liked_items_gets_a_list_without_them(als, capsys):
+    base = ["recommend", "--checkpoint", str(als), "--k=3", "--liked", "i1", "i3"]
+    head, _, *rows = said(capsys, *base, "--liked", "i5").splitlines()
+    assert head == "visitor: liked Thing 1; Thing 3; Thing 5"
+    assert len(rows) == 3
+    (answer,) = json.loads(said(capsys, *base, "--json"))
+    assert answer["user"] == "visitor"
+    assert answer["liked"] == {"i1": "Thing 1", "i3": "Thing 3"}
+    assert not {"i1", "i3"} & {row["item_id"] for row in answer["items"]}
+
+
+def test_intent_and_new_items_are_ranked_at_once_with_their_place(hybrid, tmp_path, capsys):
+    base = ["recommend", "--checkpoint", str(hybrid), "--k=2", "--intent=wool thing"]
+    asked = [*base, "--user=u4", "--user=u7", "--new_item=steel", "--new_item", "wool 99"]
+    answers = json.loads(said(capsys, *asked, "--intent_weight=0.7", "--json"))
+    assert [answer["user"] for answer in answers] == ["u4", "u7"]
+    lines = said(capsys, *asked, "--intent_weight=0.7").splitlines()
+    for answer in answers:
+        assert answer["intent"] == "wool thing"
+        assert len(answer["items"]) == 2
+        assert [new["text"] for new in answer["new_items"]] == ["steel", "wool 99"]
+        for new in answer["new_items"]:
+            assert 1 <= new["rank"] <= new["of"] <= 30
+            assert (
+                f"{new['item_id']}, {new['text']}: rank {new['rank']} of {new['of']}, score "
+                f"{new['score']:.4f}" in lines
+            )
+    assert "user u4: wants “wool thing”" in lines
+    out = tmp_path / "recs.csv"
+    printed = said(capsys, *asked, f"--out={out}")
+    assert "u7: new-2, wool 99: rank" in printed
+    table = pd.read_csv(out)
+    assert {"new-1", "new-2"} <= set(table[table["user_id"] == "u4"]["item_id"])
+
+
 @pytest.mark.parametrize("kind", ["als", "hybrid"])
 def test_exported_vectors_rank_as_the_model_does(kind, request, tmp_path, capsys):
     checkpoint, out = request.getfixturevalue(kind), tmp_path / "vectors"
@@ -228,6 +267,16 @@ REFUSED = [
     (["--user=u4", "--only={tmp}/missing.txt"], "`--only`: cannot read {tmp}/missing.txt: No such"),
     (["--user=u4", "--exclude={tmp}/binary"], "`--exclude`: cannot read {tmp}/binary: it is no UT"),
     (["--similar=i3", "--only={tmp}/unknown.txt"], "do not go with `--similar`"),
+    (["--intent= "], "`intent` is blank"),
+    (["--intent=wool"], "the model ALS encodes no text"),
+    (["--user=u4", "--new_item=wool"], "the model ALS encodes no text"),
+    (["--user=u4", "--new_item="], "`new_item` 1 is blank"),
+    (["--liked", "i3", "i277"], "item `i277` is unknown: the model has been trained on 28 items"),
+    (["--new_item=wool"], "`--new_item` is ranked for somebody"),
+    (["--similar=i3", "--new_item=wool"], "`--new_item` is ranked for somebody"),
+    (["--similar=i3", "--liked", "i2"], "give one of `--user ID`"),
+    (["--user=u4", "--intent_weight=0.2"], "`--intent_weight` goes with `--intent TEXT`"),
+    (["--intent=x", "--intent_weight=2"], "`intent_weight` must be from 0 to 1, got 2"),
     (["--user=u4", "--device=tpu"], "`device` must be auto, cpu, cuda or mps"),
     (["--user=u4", "--checkpoint={tmp}/nowhere.pth"], "there is no checkpoint {tmp}/nowhere.pth"),
     (["--user=u4", "--checkpoint", "a.pth", "b.pth"], "`--checkpoint` takes one path, got 2"),

@@ -24,8 +24,12 @@ def variant(name):
 
 
 def same(one, other):
-    for field in dataclasses.fields(one):
-        a, b = getattr(one, field.name), getattr(other, field.name)
+    assert one.extra.keys() == other.extra.keys()
+    tables = [
+        [f.users, f.items, f.known, f.offset, *(f.extra[name] for name in one.extra)]
+        for f in (one, other)
+    ]
+    for a, b in zip(*tables, strict=True):
         assert sp.issparse(a) == sp.issparse(b)
         np.testing.assert_array_equal(*(m.toarray() if sp.issparse(m) else m for m in (a, b)))
 

@@ -66,6 +66,10 @@ class Encoder(Protocol):
         """An encoder that knows the texts' words; a contextual one returns itself."""
         ...
 
+    def reads(self, text: str) -> str:
+        """The beginning of a text that makes its row; all of it, where nothing is cut off."""
+        ...
+
     def encode(self, texts: Sequence[str]) -> TextRows:
         """The texts' rows.
 

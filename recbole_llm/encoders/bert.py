@@ -99,6 +99,20 @@ class BertEncoder:
         """Itself: the network is trained already."""
         return self
 
+    def reads(self, text: str) -> str:
+        """The beginning of a text up to the network's last token.
+
+        A tokenizer that does not say where its tokens stand (no fast one) is taken to read all.
+        """
+        limit, tokenizer = self._network.max_seq_length, self._network.tokenizer
+        if limit is None or not getattr(tokenizer, "is_fast", False):
+            return text
+        cut = text[: _CHARACTERS_PER_TOKEN * limit]
+        tokens = tokenizer(cut, truncation=True, max_length=limit, return_offsets_mapping=True)
+        if len(tokens["input_ids"]) < limit and cut == text:
+            return text
+        return cut[: max(end for _, end in tokens["offset_mapping"])]
+
     def encode(self, texts: Sequence[str]) -> Table:
         """The texts' rows; long texts count with their beginning, as far as the model reads.
 

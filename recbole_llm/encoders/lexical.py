@@ -80,6 +80,10 @@ class LexicalEncoder:
         """
         return replace(self, fitted=_learn_terms([text for text in texts if text.strip()]))
 
+    def reads(self, text: str) -> str:
+        """All of it."""
+        return text
+
     def encode(self, texts: Sequence[str]) -> sp.csr_matrix:
         """The texts' rows over the known terms.
 

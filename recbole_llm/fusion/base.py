@@ -109,6 +109,7 @@ class Fused:
         exposure: what other levels would give, by increasing level: ``level``, ``cold_share`` of
             the top k, and the metric on ``all``, ``warm_in_all``, ``cold_in_all`` (None where
             nobody wants such items).
+        cold_gains: label -> what a cold item's z-score is multiplied by; empty: ``weights``.
     """
 
     blocks: tuple[Factors, ...]
@@ -116,6 +117,7 @@ class Fused:
     cold_weights: Weights = field(default_factory=dict)
     cold_level: float | None = None
     exposure: Sequence[Mapping[str, float | None]] = ()
+    cold_gains: Weights = field(default_factory=dict)
 
 
 class Fusion(Protocol):

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from recbole_llm.evaluation import Validation
-from recbole_llm.factors import Mask, Table, concatenate, gated
+from recbole_llm.factors import Mask, Table, gated
 from recbole_llm.fusion.base import Evidence, Fused, Situation, Weights
 from recbole_llm.fusion.exposure import Contest, parse_exposure
+from recbole_llm.fusion.weighted_sum import sum_of
 
 # Where fewer of the items are cold, their signals count equally: weights of their own are not
 # worth fitting all signals once more.
@@ -22,7 +23,8 @@ _AS_GOOD = 0.999
 _ENOUGH_COLD = 0.01
 _MOST_USERS = 4000
 # The spread of a user's scores of cold items beside that of warm ones. What the best cold items
-# get above the others is worth more: so the validation parts of four cold splits say.
+# get above the others is worth more: so the validation parts of four cold splits say. Where few
+# items are cold nothing says so, and the spreads are the same.
 _SPREAD = 2.0
 
 
@@ -42,8 +44,7 @@ class WarmthGate:
         cold = now.cold
         told = [label for label, factors in now.factors.items() if factors.known[cold].any()]
         if not told:
-            shares = list(warm_weights.values())
-            return Fused(concatenate(list(now.factors.values()), shares), warm_weights)
+            return sum_of(now.factors, warm_weights)
         imagined = None
         if now.wanted is not None and cold.sum() > _FEW_COLD * len(cold):
             imagined = evidence.as_if_cold()
@@ -67,7 +68,8 @@ class WarmthGate:
             )
 
         served = contest(now)
-        scale = _SPREAD * served.spread[0] / served.spread[1] if served.spread[1] else 1.0
+        spread = _SPREAD if imagined is not None else 1.0
+        scale = spread * served.spread[0] / served.spread[1] if served.spread[1] else 1.0
         measured = served
         wanted_cold = served.n_cold.sum() / max(1, (served.n_cold + served.n_warm).sum())
         if wanted_cold < _ENOUGH_COLD and imagined is not None:
@@ -81,9 +83,10 @@ class WarmthGate:
             level = served.level_of_share(wish.share, scale)
         else:
             level = _best_level(curve)
-        gains = _gains(now, cold, warm_weights, {k: scale * v for k, v in cold_weights.items()})
+        cold_gains = {label: scale * weight for label, weight in cold_weights.items()}
+        gains = _gains(now, cold, warm_weights, cold_gains)
         blocks = gated(list(now.factors.values()), gains, np.float32(level) * cold)
-        return Fused(blocks, warm_weights, cold_weights, level, curve)
+        return Fused(blocks, warm_weights, cold_weights, level, curve, cold_gains)
 
 
 def _best_level(curve: Sequence[Mapping[str, float | None]]) -> float:

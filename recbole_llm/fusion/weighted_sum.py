@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from recbole_llm.factors import concatenate
-from recbole_llm.fusion.base import Evidence, Fused
+from collections.abc import Mapping
+
+import numpy as np
+
+from recbole_llm.factors import Factors, gated
+from recbole_llm.fusion.base import Evidence, Fused, Weights
 
 
 class WeightedSum:
@@ -13,7 +17,12 @@ class WeightedSum:
         """Tune the weights on all of the validation part; the exposure has no say."""
         factors = evidence.now.factors
         weights = evidence.tune(evidence.now.judged())
-        shares = [weights.get(label, 1 / len(factors)) for label in factors]
-        return Fused(
-            concatenate(list(factors.values()), shares), dict(zip(factors, shares, strict=True))
-        )
+        shares = {label: weights.get(label, 1 / len(factors)) for label in factors}
+        return sum_of(factors, shares)
+
+
+def sum_of(factors: Mapping[str, Factors], weights: Weights) -> Fused:
+    """One weight for each signal's scores, the same for all items."""
+    signals = list(factors.values())
+    gains = [np.full(signals[0].n_items, weights[label], dtype=np.float32) for label in factors]
+    return Fused(gated(signals, gains, np.zeros_like(gains[0])), weights)

@@ -17,7 +17,7 @@ from recbole_llm.host.config import given_settings, prepare
 from recbole_llm.model_settings import ModelSettings
 from recbole_llm.settings import HistorySettings, read_section
 from recbole_llm.text import categorical_fields, compose, read_feature_table, text_fields
-from recbole_llm.training_data import TrainingData, interaction_matrix
+from recbole_llm.training_data import TrainingData, entries, interaction_matrix
 
 # Numbers the rows of the data set, so that a split finds its raw values again. A token field:
 # RecBole keeps those as int64, and float32 would lose count at 16.8 million.
@@ -122,12 +122,15 @@ class TablesDataset(Dataset):
         return self._matrix()[0]
 
     def known_pairs(self) -> sp.csr_matrix:
-        """1 for each pair of user and item in this part, whatever it counts, CSR float32."""
+        """What each pair of this part counts, 1 in the mean, 0s kept, CSR float32."""
         feat = self.inter_feat
         users, items = feat[self.uid_field].numpy(), feat[self.iid_field].numpy()
         ones = np.ones(len(users), dtype=np.float32)
         pairs, _ = interaction_matrix(users, items, ones, (self.user_num, self.item_num))
-        pairs.data[:] = 1.0
+        weights = self.training_matrix()
+        pairs.data = np.asarray(weights[entries(pairs)], dtype=np.float32).ravel()
+        if weights.nnz:
+            pairs.data /= weights.data.mean(dtype=np.float64).astype(np.float32)
         return pairs
 
     def _matrix(self) -> tuple[sp.csr_matrix, NDArray[np.int32] | None]:

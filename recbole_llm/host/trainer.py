@@ -44,7 +44,9 @@ class TablesTrainer(TraditionalTrainer):
             user_ids=tuple(map(str, train.field2id_token[train.uid_field])),
             item_ids=tuple(map(str, train.field2id_token[train.iid_field])),
             item_titles=train.item_titles(self.model.settings.text.item_text_fields),
+            item_texts=self.model.item_texts,
             known=train.known_pairs(),
+            newcomers=self.model.newcomers,
             facts={
                 "model": self.config["model"],
                 "dataset": self.config["dataset"],

@@ -15,6 +15,7 @@ from recbole_llm.fitting import FitReport, fit_model
 from recbole_llm.host.config import given_settings
 from recbole_llm.host.dataset import TablesDataset
 from recbole_llm.model_settings import read_model_settings
+from recbole_llm.newcomers import Newcomers
 from recbole_llm.scoring import Scorer
 from recbole_llm.settings import RunOptions
 
@@ -26,6 +27,8 @@ class TablesRecommender(GeneralRecommender):
         signal_names: the signals that it is made of; None where the user chooses them.
         blocks: the fused tables, empty before :meth:`fit`.
         report: what happened while it was fitted.
+        newcomers: what it takes to give rows to newcomers; not in RecBole's checkpoint.
+        item_texts: what the encoders got, none where no text is encoded.
     """
 
     type = ModelType.TRADITIONAL
@@ -44,6 +47,8 @@ class TablesRecommender(GeneralRecommender):
         self.metric = Metric.parse(config["valid_metric"])
         self.blocks: tuple[Factors, ...] = ()
         self.report = FitReport()
+        self.newcomers = Newcomers((), 0.0, {})
+        self.item_texts: tuple[str, ...] = ()
         self._scorer: Scorer | None = None
         # RecBole builds an optimizer, which needs a parameter.
         self.no_gradient = torch.nn.Parameter(torch.zeros(1))
@@ -60,9 +65,10 @@ class TablesRecommender(GeneralRecommender):
                 f"`valid_metric` is {self.metric}, but the validation part has no user for it; "
                 "choose another one"
             )
-        self.blocks, self.report = fit_model(
+        self.blocks, self.report, self.newcomers = fit_model(
             data, validation or None, self.settings, self.metric, self.run, user_texts=user_texts
         )
+        self.item_texts = data.item_texts if self.newcomers.encoders else ()
         self._scorer = None
 
     def load_other_parameter(self, para: dict[str, Any] | None) -> None:

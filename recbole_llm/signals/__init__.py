@@ -25,17 +25,18 @@ SIGNALS: dict[str, type[Signal]] = {
     "popularity": PopularitySignal,
 }
 
+_METHODS = ("fit", "sources", "fold_in", "describe", "settle", "variants")
+
 
 def register(name: str, signal: type[Signal]) -> None:
     """Add a signal, so that ``signals: [..., name]`` and ``<name>_<field>`` settings work.
 
     Raises:
-        ValueError: the name is taken, or the class cannot fit.
+        ValueError: the name is taken, or the class lacks a method.
     """
     if name in SIGNALS:
         raise ValueError(f"signal `{name}` is {SIGNALS[name]} already, refused {signal}")
-    if not callable(getattr(signal, "fit", None)) or not callable(
-        getattr(signal, "variants", None)
-    ):
-        raise ValueError(f"signal `{name}`: {signal} lacks `fit` or `variants`")
+    missing = [method for method in _METHODS if not callable(getattr(signal, method, None))]
+    if missing:
+        raise ValueError(f"signal `{name}`: {signal} lacks {' and '.join(missing)}")
     SIGNALS[name] = signal

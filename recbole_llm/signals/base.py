@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from recbole_llm.factors import Factors
+import scipy.sparse as sp
+
+from recbole_llm.factors import Factors, Rows
 from recbole_llm.settings import RunOptions, Words
 from recbole_llm.training_data import TrainingData
 
@@ -50,6 +52,37 @@ class Signal(Protocol):
         """
         ...
 
+    def sources(self, factors: Factors) -> Rows:
+        """What each item adds to the row of a user who has it, (n_items, s): its row, mostly."""
+        ...
+
+    def fold_in(self, factors: Factors, liked: Rows, weights: sp.csr_matrix) -> Rows:
+        """User rows of newcomers from their histories; nothing is learned anew.
+
+        Args:
+            factors: the signal as it was fitted; of its users nothing is read.
+            liked: (m, s), rows of :meth:`sources`, or item rows of like kind made from words.
+            weights: CSR float32 (n_new, m), what each counts in a history, > 0; an interaction of
+                mean weight counts 1.
+
+        Returns:
+            float32 (n_new, d), rows as of ``factors.users``; zero for an empty history, where
+            the signal says something of the user at all.
+        """
+        ...
+
+    def describe(self, factors: Factors, embeddings: Mapping[str, Rows]) -> Rows | None:
+        """Item rows of texts, (n, d), zero where nothing is known of one.
+
+        Args:
+            factors: the signal as it was fitted.
+            embeddings: encoder's name -> unit rows (n, d_b) of n texts.
+
+        Returns:
+            None where the signal does not read texts itself.
+        """
+        ...
+
     def settle(self: SomeSignal, data: TrainingData, run: RunOptions) -> SomeSignal:
         """The settings with what :meth:`fit` would find out from the data by itself fixed.
 
@@ -72,6 +105,14 @@ class SingleSignal:
     seeded: ClassVar[bool] = False
     starts: ClassVar[Sequence[Mapping[str, Any]]] = ()
     encoders: Words = ()
+
+    def sources(self, factors: Factors) -> Rows:
+        """The item rows."""
+        return factors.items
+
+    def describe(self, factors: Factors, embeddings: Mapping[str, Rows]) -> Rows | None:
+        """None: it reads no texts."""
+        return None
 
     def settle(self: SomeSignal, data: TrainingData, run: RunOptions) -> SomeSignal:
         """Itself: it finds out nothing."""

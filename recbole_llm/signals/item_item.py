@@ -14,10 +14,12 @@ from scipy.linalg import lapack
 from sklearn.utils.extmath import randomized_svd
 
 from recbole_llm.errors import FitError
-from recbole_llm.factors import Factors, Table, batches
+from recbole_llm.factors import Factors, Rows, Table, batches
 from recbole_llm.settings import RunOptions, setting
 from recbole_llm.signals.base import SingleSignal, SkippedSignal
-from recbole_llm.training_data import TrainingData
+from recbole_llm.training_data import TrainingData, with_ones
+
+_SOURCE = "source"
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,19 @@ class ItemItemSignal(SingleSignal):
         if not 0 < self.rank < data.n_items - 1:
             return Factors.of(data.binary, similarity.T, data.warm_items)
         left, strength, right = randomized_svd(similarity, self.rank, random_state=run.seed)
-        users = (data.binary @ (left * strength)).astype(np.float32)
-        return Factors.of(users, np.ascontiguousarray(right.T, np.float32), data.warm_items)
+        source = (left * strength).astype(np.float32)
+        items = np.ascontiguousarray(right.T, np.float32)
+        return Factors.of(data.binary @ source, items, data.warm_items, {_SOURCE: source})
+
+    def sources(self, factors: Factors) -> Rows:
+        """The rows of the truncated matrix; of the full one each item's own place."""
+        if _SOURCE in factors.extra:
+            return factors.extra[_SOURCE]
+        return sp.identity(factors.n_items, dtype=np.float32, format="csr")
+
+    def fold_in(self, factors: Factors, liked: Rows, weights: sp.csr_matrix) -> Rows:
+        """The sum of what is liked, whatever it counts, as in fitting."""
+        return with_ones(weights) @ liked
 
 
 def ridge_item_item(interactions: sp.csr_matrix, *, regularization: float) -> Table:

@@ -14,10 +14,12 @@ import scipy.sparse as sp
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import OneHotEncoder, normalize
 
-from recbole_llm.factors import Factors
+from recbole_llm.factors import Factors, Rows, Table
 from recbole_llm.settings import RunOptions, Search, setting
 from recbole_llm.signals.base import SingleSignal, SkippedSignal
 from recbole_llm.training_data import TrainingData
+
+_FOLD = "fold"
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,45 @@ class LightFMSignal(SingleSignal):
         )
         # A user without history has LightFM's random start in place of a row.
         users[np.diff(data.interactions.indptr) == 0] = 0
-        return Factors.of(users, np.hstack([items, biases[:, None]]).astype(np.float32), known)
+        table = np.hstack([items, biases[:, None]]).astype(np.float32)
+        extra = {_FOLD: history_map(data.confidence, table, users)}
+        return Factors.of(users, table, known, extra)
+
+    def fold_in(self, factors: Factors, liked: Rows, weights: sp.csr_matrix) -> Table:
+        """What the history says of a trained user's row, and the items' biases."""
+        users = history_rows(weights, np.asarray(liked)[:, :-1]) @ factors.extra[_FOLD]
+        told = (np.diff(weights.indptr) > 0)[:, None]
+        return np.hstack([users, told]).astype(np.float32)
+
+
+def history_rows(weights: sp.csr_matrix, items: Table) -> Table:
+    """``Σ w v / √Σ w`` of each history, float32 (n_users, d); zero for an empty one.
+
+    The root lets long histories speak louder against the items' biases, as training does.
+    """
+    total = np.asarray(weights.sum(axis=1)).ravel()
+    scale = np.divide(1, np.sqrt(total), out=np.zeros_like(total), where=total > 0)
+    return np.asarray(scale[:, None] * (weights @ items), dtype=np.float32)
+
+
+def history_map(weights: sp.csr_matrix, items: Table, users: Table) -> Table:
+    """The linear map from :func:`history_rows` to the users' rows, float32 (d, d).
+
+    Ridge regression over the trained users. On ml-100k rows folded in by it rank held-out items
+    as well as the trained ones do, and on sparse data better; implicit feedback's closed form
+    needs a penalty for each data set, and the history's mean alone loses on dense ones.
+
+    Args:
+        weights: CSR (n_users, n_items), the histories.
+        items: (n_items, d + 1), item rows and biases.
+        users: (n_users, d + 1), trained rows and a constant.
+    """
+    rows = history_rows(weights, items[:, :-1]).astype(np.float64)
+    gram = rows.T @ rows
+    penalty = 1e-3 * np.trace(gram) / len(gram) + 1e-12
+    return np.linalg.solve(gram + penalty * np.eye(len(gram)), rows.T @ users[:, :-1]).astype(
+        np.float32
+    )
 
 
 def item_features(data: TrainingData, *, identities: bool) -> sp.csr_matrix:

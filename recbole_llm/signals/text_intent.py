@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import scipy.sparse as sp
+from sklearn.preprocessing import normalize
+
 from recbole_llm.completion import has_text
-from recbole_llm.factors import Factors
+from recbole_llm.factors import Factors, Rows
 from recbole_llm.intent import history_weights, user_intent
 from recbole_llm.settings import RunOptions, Words, setting
 from recbole_llm.signals.base import SingleSignal, SkippedSignal
@@ -54,3 +57,12 @@ class TextIntentSignal(SingleSignal):
             user_text_weight=self.user_text_weight,
         )
         return Factors.of(users, rows.copy(), has_text(rows))
+
+    def fold_in(self, factors: Factors, liked: Rows, weights: sp.csr_matrix) -> Rows:
+        """The direction of what is liked, summed."""
+        return user_intent(normalize(weights, norm="l1"), liked)
+
+    def describe(self, factors: Factors, embeddings: Mapping[str, Rows]) -> Rows:
+        """The embedding itself."""
+        (encoder,) = self.encoders
+        return embeddings[encoder]

@@ -7,13 +7,14 @@ plus a trained table of word vectors. A user's row is the normalised sum of her 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import scipy.sparse as sp
 import torch
+from sklearn.preprocessing import normalize as normalize_rows
 from threadpoolctl import threadpool_limits
 from torch.nn.functional import cross_entropy, normalize
 
@@ -110,6 +111,15 @@ class TextMapSignal(SingleSignal):
             own = text_features({name: data.user_embeddings[name] for name in self.encoders})
         return _factors(trainer.text_map(), features, history, own, self.user_text_weight)
 
+    def fold_in(self, factors: Factors, liked: Rows, weights: sp.csr_matrix) -> Rows:
+        """The direction of what is liked, summed."""
+        return user_intent(normalize_rows(weights, norm="l1"), liked)
+
+    def describe(self, factors: Factors, embeddings: Mapping[str, Rows]) -> Table:
+        """What the map says of the texts."""
+        text_map = TextMap(tuple(factors.extra[name] for name in _names(len(self.encoders))))
+        return text_map.rows(text_features({name: embeddings[name] for name in self.encoders}))
+
     def _learns_from(self, data: TrainingData) -> tuple[TextFeatures, sp.csr_matrix]:
         """The items' features, and what each item with a text counts in a user's history."""
         missing = [name for name in self.encoders if name not in data.item_embeddings]
@@ -152,7 +162,13 @@ def _factors(
         user_embeddings=None if own_texts is None else text_map.rows(own_texts),
         user_text_weight=user_text_weight,
     )
-    return Factors.of(users, items, features.has_text)
+    extra = dict(zip(_names(len(text_map.weights)), text_map.weights, strict=True))
+    return Factors.of(users, items, features.has_text, extra)
+
+
+def _names(n_blocks: int) -> list[str]:
+    """What the map's weights are called among a signal's tables."""
+    return [f"map{number}" for number in range(n_blocks)]
 
 
 def _held_out_items(history: sp.csr_matrix, seed: int) -> Mask:

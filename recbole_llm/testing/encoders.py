@@ -52,8 +52,19 @@ def check_encoder(encoder: Encoder) -> None:
     check_odd_texts_are_encoded(encoder)
     check_fingerprint_is_stable(encoder)
     check_fit_returns_an_encoder(encoder)
+    check_what_is_read_makes_the_row(encoder)
     if encoder.contextual:
         check_rows_do_not_depend_on_other_texts(encoder)
+
+
+def check_what_is_read_makes_the_row(encoder: Encoder) -> None:
+    """A text's row is that of the beginning that is said to be read."""
+    texts = [*SAMPLE_TEXTS, " ".join(SAMPLE_TEXTS * 200)]
+    read = [encoder.reads(text) for text in texts]
+    for text, part in zip(texts, read, strict=True):
+        assert text.startswith(part)
+    one, other = (_dense(encoder.encode(part)) for part in (texts, read))
+    np.testing.assert_allclose(one, other, atol=_TOLERANCE)
 
 
 def check_rows_are_unit_or_zero(encoder: Encoder) -> None:

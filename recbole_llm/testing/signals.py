@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import scipy.sparse as sp
 
-from recbole_llm.factors import Factors, Index, unit_rows
+from recbole_llm.factors import Factors, Index, Rows, Table, unit_rows
 from recbole_llm.settings import RunOptions
 from recbole_llm.signals import Signal
 from recbole_llm.training_data import TrainingData, entries
@@ -83,6 +83,41 @@ def check_order_does_not_matter(name: str, signal: Signal) -> None:
             expected = variant.fit(train, run).scores(every)[users][:, items]
             scores = variant.fit(permuted(train, users, items), run).scores(every)
             np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
+
+
+def check_newcomers(name: str, signal: Signal) -> None:
+    """Users folded in by their histories are ranked for as trained ones are.
+
+    Rows of the users' kind and width, the same alone as in a batch, alike for all who have no
+    history; held-out items are found as by the trained rows, give or take two hundredths; and a
+    signal that reads texts describes the items by the rows that they have.
+    """
+    data = small_data(n_users=200, n_items=60)
+    train, held_out = _hold_out(data)
+    run = RunOptions(seed=7, progress=False)
+    for variant in signal.variants(name, [ENCODER]).values():
+        factors = variant.fit(train, run)
+        items, history = factors.items.copy(), train.confidence
+        liked = variant.sources(factors)
+        rows = variant.fold_in(factors, liked, history)
+        assert rows.shape == factors.users.shape
+        assert sp.issparse(rows) == factors.is_sparse
+        assert rows.dtype == np.float32
+        dense = _dense(rows)
+        for user in (0, 3, data.n_users - 1):
+            alone = _dense(variant.fold_in(factors, liked, history[[user]]))
+            np.testing.assert_allclose(alone[0], dense[user], rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(dense[0], dense[-1])
+        folded_in = _found(dataclasses.replace(factors, users=rows), held_out)
+        assert folded_in >= _found(factors, held_out) - 0.02
+        described = variant.describe(factors, data.item_embeddings)
+        if described is not None:
+            np.testing.assert_allclose(_dense(described), _dense(factors.items), atol=1e-5)
+        assert abs(factors.items - items).max() == 0, "folding in changed the items"
+
+
+def _dense(rows: Rows) -> Table:
+    return rows if isinstance(rows, np.ndarray) else rows.toarray()
 
 
 def permuted(data: TrainingData, users: Index, items: Index) -> TrainingData:

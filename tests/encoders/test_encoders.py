@@ -264,6 +264,9 @@ class HashEncoder:
     def fit(self, texts):
         return self
 
+    def reads(self, text):
+        return text
+
     def encode(self, texts):
         rows = np.zeros((len(texts), int(self.width)), dtype=np.float32)
         for row, text in zip(rows, texts, strict=True):

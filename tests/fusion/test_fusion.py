@@ -1,5 +1,6 @@
 """Fusion rules: weights by warmth, and the level of cold items."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -10,9 +11,10 @@ from hypothesis import strategies as st
 
 from recbole_llm.errors import SettingsError
 from recbole_llm.evaluation import Metric, Validation, evaluate
-from recbole_llm.factors import Factors, concatenate, gated
+from recbole_llm.factors import Factors, gated
 from recbole_llm.fusion import FUSIONS, Evidence, Situation, parse_exposure
 from recbole_llm.fusion.exposure import Contest, Wish
+from recbole_llm.fusion.weighted_sum import sum_of
 from recbole_llm.model_settings import read_model_settings
 from recbole_llm.settings import RunOptions
 from recbole_llm.tuning.weights import select_weights, tune_weights
@@ -100,7 +102,8 @@ def test_warm_items_are_ranked_by_what_is_tuned_for_warm_items_alone():
     now = situation()
     (warm,) = now.judged("warm")
     weights = tune_weights([warm], METRIC, RUN, n_trials=30, memory_gb=0.1).weights
-    alone = concatenate(list(now.factors.values()), list(weights.values()))
+    # A wide table is scaled in place: each fusion gets its own.
+    alone = sum_of(situation().factors, weights).blocks
     expected = evaluate(alone, warm.validation, METRIC)
     assert evaluate(fit(now, "1.5").blocks, warm.validation, METRIC) == pytest.approx(expected)
 
@@ -164,10 +167,13 @@ def test_shares_are_met_where_users_have_few_items():
 
 
 def test_without_a_cold_item_the_gate_is_the_weighted_sum():
-    now = situation()
-    now.known[1, np.flatnonzero(COLD)] = 1
-    now = dataclasses.replace(now, known=now.known.tocsr())
-    gate, flat = (fit(now, rule=rule) for rule in ("warmth_gate", "weighted_sum"))
+    def all_warm():
+        now = situation()
+        known = now.known.tolil()
+        known[1, np.flatnonzero(COLD)] = 1
+        return dataclasses.replace(now, known=known.tocsr())
+
+    gate, flat = (fit(all_warm(), rule=rule) for rule in ("warmth_gate", "weighted_sum"))
     assert gate.cold_level is None
     np.testing.assert_array_equal(scores_of(gate.blocks), scores_of(flat.blocks))
 
@@ -181,12 +187,12 @@ def test_selected_weights_are_as_good_as_any_signal_and_the_mean_over_sets():
         return np.array([*select_weights(parts, METRIC, RUN, memory_gb=0.1).values()])
 
     for part in sets:
-        factors, weights = list(part.factors.values()), select([part])
+        weights = select([part])
         values = []
         for shares in (weights, *np.eye(3)):
-            gains = [np.full(N_ITEMS, share, np.float32) for share in shares]
-            blocks = gated(factors, gains, np.zeros(N_ITEMS, np.float32))
-            values.append(evaluate(blocks, part.validation, METRIC, "cpu"))
+            # A copy, since a wide table is scaled in place.
+            blocks = sum_of(copy.deepcopy(part.factors), dict(zip(labels, shares, strict=True)))
+            values.append(evaluate(blocks.blocks, part.validation, METRIC, "cpu"))
         assert weights.sum() == pytest.approx(1)
         assert values[0] >= max(values[1:])
     np.testing.assert_allclose(select(sets), (select(sets[:1]) + select(sets[1:])) / 2)

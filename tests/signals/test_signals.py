@@ -4,11 +4,20 @@ import dataclasses
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
+from implicit.als import AlternatingLeastSquares
 
+from recbole_llm.factors import Factors
 from recbole_llm.settings import RunOptions
 from recbole_llm.signals import SIGNALS, SkippedSignal, register
+from recbole_llm.signals.als import ALSSignal
 from recbole_llm.signals.item_item import ItemItemSignal, ridge_item_item
-from recbole_llm.testing.signals import check_order_does_not_matter, check_signal, small_data
+from recbole_llm.testing.signals import (
+    check_newcomers,
+    check_order_does_not_matter,
+    check_signal,
+    small_data,
+)
 
 RUN = RunOptions(progress=False)
 
@@ -21,6 +30,41 @@ def test_signal_keeps_the_contract(name):
 @pytest.mark.parametrize("name", SIGNALS)
 def test_the_order_of_users_and_items_does_not_matter(name):
     check_order_does_not_matter(name, SIGNALS[name]())
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_newcomers_are_folded_in(name):
+    check_newcomers(name, SIGNALS[name]())
+
+
+def test_newcomers_are_folded_into_a_truncated_item_item_table():
+    check_newcomers("item_item", ItemItemSignal(rank=20))
+
+
+@pytest.mark.parametrize(("alpha", "regularization"), [(1.0, 5.0), (0.5, 0.1), (8.0, 20.0)])
+def test_als_folds_in_as_implicit_recalculates_a_user(alpha, regularization):
+    data = small_data()
+    weights = data.interactions.copy()
+    weights.data = np.random.default_rng(0).uniform(0.5, 3, weights.nnz).astype(np.float32)
+    data = dataclasses.replace(data, interactions=weights)
+    signal = ALSSignal(factors=6, alpha=alpha, regularization=regularization)
+    factors = signal.fit(data, RUN)
+    model = AlternatingLeastSquares(
+        factors=6, alpha=alpha, regularization=regularization, use_gpu=False
+    )
+    model.item_factors, model.user_factors = factors.items, factors.users
+    expected = model.recalculate_user(np.arange(data.n_users), data.confidence)
+    found = signal.fold_in(factors, factors.items, data.confidence)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_als_without_a_penalty_folds_in_few_items():
+    factors = Factors.of(
+        np.zeros((2, 3), np.float32), np.eye(4, 3, -1, np.float32), np.array([0, 1, 1, 0], bool)
+    )
+    history = sp.csr_matrix(np.array([[0, 1, 0, 0]], np.float32))
+    row = ALSSignal(regularization=0.0).fold_in(factors, factors.items, history)
+    np.testing.assert_allclose(row, [[1, 0, 0]], atol=1e-5)
 
 
 def test_lightfm_with_features_keeps_the_contract_and_knows_a_cold_item():

@@ -1,0 +1,287 @@
+"""Users and items that came after the fit, from the pipeline to the list."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from recbole_llm.errors import DataError, DataWarning, SettingsError
+from recbole_llm.evaluation import Metric, Validation
+from recbole_llm.fitting import fit_model
+from recbole_llm.model_settings import read_model_settings
+from recbole_llm.newcomers import user_rows
+from recbole_llm.saved_tables import SavedTables, read_tables, write_tables
+from recbole_llm.serving import VISITOR, Recommender
+from recbole_llm.settings import RunOptions
+from recbole_llm.training_data import TrainingData
+
+N_USERS, N_ITEMS, N_COLD = 60, 41, 6
+COLD = np.arange(N_ITEMS) >= N_ITEMS - N_COLD
+KINDS = ["red wool coat winter", "steel kitchen knife sharp", "garden rose seed soil"]
+TEXTS = ("", *(f"{KINDS[item % 3]} model{item // 3}" for item in range(1, N_ITEMS)))
+RUN = RunOptions(seed=3, progress=False)
+QUICK = {
+    "encoder": "lexical",
+    "embedding_cache": "none",
+    "signal_search_trials": 0,
+    "weight_trials": 0,
+    "als_factors": 8,
+    "als_regularization": 1.0,
+    "lightfm_components": 8,
+    "text_map_dimensions": 8,
+    "text_map_epochs": 2,
+    "item_item_regularization": 5.0,
+}
+
+
+def interactions():
+    """Each user likes one kind of thing; the last items nobody has, the last user has none."""
+    rng = np.random.default_rng(0)
+    taste = np.arange(N_USERS)[:, None] % 3 == np.arange(N_ITEMS) % 3
+    liked = rng.random((N_USERS, N_ITEMS)) < np.where(taste, 0.6, 0.05)
+    liked[0], liked[:, 0], liked[:, COLD], liked[-1] = False, False, False, False
+    held = liked & (rng.random(liked.shape) < 0.15)
+    weights = rng.integers(1, 6, liked.shape)
+    return tuple(
+        sp.csr_matrix((part * weights).astype(np.float32)) for part in (liked & ~held, held)
+    )
+
+
+def fitted(signals=None, texts=TEXTS, **settings):
+    train, held = interactions()
+    data = TrainingData(train, item_texts=texts)
+    read = read_model_settings(signals, {**QUICK, **settings})
+    validation = Validation.of(data.binary, held, "")
+    blocks, _, newcomers = fit_model(data, validation, read, Metric("ndcg", 5), RUN)
+    known = train.copy()
+    known.data /= known.data.mean()
+    return SavedTables(
+        blocks=blocks,
+        user_ids=("[PAD]", *(f"u{user}" for user in range(1, N_USERS))),
+        item_ids=("[PAD]", *(f"i{item}" for item in range(1, N_ITEMS))),
+        item_titles=texts or ("",) * N_ITEMS,
+        item_texts=texts if newcomers.encoders else (),
+        known=known,
+        newcomers=newcomers,
+        facts={"model": "HybridFusion", "dataset": "shop", "seed": 3},
+    )
+
+
+@pytest.fixture(scope="module", params=["warmth_gate", "weighted_sum"])
+def saved(request, tmp_path_factory):
+    """Read back from a folder: what is served."""
+    folder = tmp_path_factory.mktemp("model") / "m.tables"
+    write_tables(folder, fitted(fusion=request.param))
+    return read_tables(folder)
+
+
+@pytest.fixture(scope="module")
+def gate(tmp_path_factory):
+    return fitted()
+
+
+@pytest.fixture(scope="module")
+def als():
+    return fitted(("als",), ())
+
+
+def serve(tables):
+    return Recommender(tables, device="cpu")
+
+
+def scores(blocks, row):
+    return sum(block.scores(np.array([row]))[0] for block in blocks)
+
+
+def test_newcomers_score_is_the_sum_of_gain_and_z_score_of_each_signal(saved):
+    newcomers, history = saved.newcomers, saved.known[[3]]
+    rows = user_rows(newcomers, saved.blocks, history)
+    blocks = [
+        dataclasses.replace(block, users=users, offset=np.zeros(1, np.float32))
+        for block, users in zip(saved.blocks, rows, strict=True)
+    ]
+    warm = np.asarray((saved.known > 0).sum(axis=0)).ravel() > 0
+    expected = np.zeros(N_ITEMS)
+    apart = iter(saved.blocks[1:])
+    for kept in newcomers.signals:
+        signal, items = kept.signal(), kept.items
+        block = next(apart) if kept.stands_apart else None
+        if items is None:
+            items = block.items / np.where(warm, kept.gain, kept.cold_gain)[:, None]
+        if sp.issparse(items):
+            items = items.toarray()
+        factors = dataclasses.replace(
+            saved.blocks[0], items=items, known=kept.learned, extra=kept.extra
+        )
+        user = signal.fold_in(factors, signal.sources(factors), history)
+        user = np.asarray(user.todense() if sp.issparse(user) else user).ravel()
+        raw = [float(user @ items[item]) for item in range(N_ITEMS)]
+        learned = [raw[item] for item in range(N_ITEMS) if kept.learned[item]]
+        for item in range(1, N_ITEMS):
+            if kept.learned[item] or items[item].any():
+                z = (raw[item] - np.mean(learned)) / np.std(learned)
+                expected[item] += z * (kept.gain if warm[item] else kept.cold_gain)
+    expected[~warm] += newcomers.level
+    np.testing.assert_allclose(scores(blocks, 0)[1:], expected[1:], atol=2e-3)
+
+
+def test_new_user_with_a_trained_users_history_gets_nearly_her_list(saved):
+    recommender = serve(saved)
+    shared = []
+    for user in range(1, N_USERS - 1):
+        liked = [saved.item_ids[item] for item in saved.known[user].indices]
+        theirs = recommender.recommend(f"u{user}", 5)["item_id"]
+        found = recommender.recommend_for(liked=liked, k=5)
+        assert set(found["user_id"]) == {VISITOR}
+        assert not set(found["item_id"]) & set(liked)
+        shared.append(len(set(theirs) & set(found["item_id"])) / 5)
+    assert np.mean(shared) > 0.8
+
+
+def test_new_item_with_a_cold_items_text_gets_the_cold_items_score(saved):
+    recommender, cold = serve(saved), N_ITEMS - 2
+    found = recommender.recommend_for(
+        user=["u4", "u5"], new_items=[TEXTS[cold], "steel coat"], k=N_ITEMS
+    )
+    for user in ("u4", "u5"):
+        one = found[found["user_id"] == user].set_index("item_id")["score"]
+        assert one["new-1"] == pytest.approx(one[f"i{cold}"], abs=1e-4)
+        known = recommender.recommend(user, N_ITEMS).set_index("item_id")["score"]
+        np.testing.assert_allclose(one[known.index], known, atol=1e-4)
+
+
+def test_intent_of_an_items_text_finds_items_of_its_kind(saved):
+    for item in (7, 8, 9):
+        found = serve(saved).recommend_for(intent=TEXTS[item], k=8)
+        kinds = [int(name[1:]) % 3 for name in found["item_id"]]
+        assert kinds.count(item % 3) >= 6
+
+
+def test_intent_of_an_items_text_puts_it_first_where_text_alone_counts():
+    recommender = serve(fitted(("text_intent",)))
+    for item in (7, 8, 9, N_ITEMS - 1):
+        assert recommender.recommend_for(intent=TEXTS[item], k=1)["item_id"][0] == f"i{item}"
+
+
+def test_weight_of_the_intent_leads_from_the_users_list_to_the_words(saved):
+    recommender, intent = serve(saved), TEXTS[8]
+
+    def ranked(**asked):
+        return list(recommender.recommend_for(k=N_ITEMS, exclude_known=False, **asked)["item_id"])
+
+    def score(weight):
+        found = recommender.recommend_for(
+            user="u1", intent=intent, intent_weight=weight, k=N_ITEMS, exclude_known=False
+        )
+        return found.set_index("item_id")["score"].sort_index()
+
+    assert ranked(user="u1", intent=intent, intent_weight=0.0) == list(
+        recommender.recommend("u1", N_ITEMS, exclude_known=False)["item_id"]
+    )
+    assert ranked(user="u1", intent=intent, intent_weight=1.0) == ranked(intent=intent)
+    np.testing.assert_allclose(score(0.3), 0.7 * score(0.0) + 0.3 * score(1.0), atol=1e-4)
+
+
+def test_liked_items_of_a_user_are_added_to_her_own(saved):
+    recommender = serve(saved)
+    own = {saved.item_ids[item] for item in saved.known[1].indices}
+    found = recommender.recommend_for(user="u1", liked=["i2", "i5", "i38"], k=N_ITEMS)
+    assert not (own | {"i2", "i5", "i38"}) & set(found["item_id"])
+    before = recommender.recommend("u1", N_ITEMS, exclude_known=False)
+    after = recommender.recommend_for(
+        user="u1", liked=["i2", "i5", "i8", "i11"], k=N_ITEMS, exclude_known=False
+    )
+    kind = [f"i{item}" for item in range(14, N_ITEMS, 3)]
+    means = [t.set_index("item_id").loc[kind, "rank"].mean() for t in (before, after)]
+    assert means[1] < means[0]
+
+
+def test_new_items_below_the_top_are_listed_with_their_rank(gate):
+    recommender = serve(gate)
+    everything = recommender.recommend_for(user="u4", new_items=["red coat"], k=N_ITEMS)
+    found = recommender.recommend_for(user="u4", new_items=["red coat"], k=1, only=["i5", "i6"])
+    assert "new-1" in set(found["item_id"])
+    assert found["rank"].max() <= 3
+    rank = everything.set_index("item_id").loc["new-1", "rank"]
+    short = recommender.recommend_for(user="u4", new_items=["red coat"], k=1)
+    assert short.set_index("item_id").loc["new-1", "rank"] == rank
+    assert len(short) == (1 if rank == 1 else 2)
+
+
+def test_model_without_text_folds_in_liked_items(als):
+    found = serve(als).recommend_for(liked=["i3", "i6"], k=5)
+    assert sum(int(name[1:]) % 3 == 0 for name in found["item_id"]) >= 4
+
+
+def test_wide_table_without_weight_says_nothing_of_newcomers(gate):
+    kept = [s for s in gate.newcomers.signals if s.items is None]
+    (place,) = (gate.newcomers.signals.index(s) for s in kept)
+    wide = [n for n, b in enumerate(gate.blocks) if b.items.shape == (N_ITEMS, N_ITEMS)]
+    blocks = list(gate.blocks)
+    blocks[wide[0]] = dataclasses.replace(
+        blocks[wide[0]], items=np.where(COLD[:, None], blocks[wide[0]].items, 0)
+    )
+    signals = list(gate.newcomers.signals)
+    signals[place] = dataclasses.replace(signals[place], gain=0.0)
+    newcomers = dataclasses.replace(gate.newcomers, signals=tuple(signals))
+    rows = user_rows(newcomers, blocks, gate.known[[3]])
+    assert abs(rows[wide[0]]).sum() == 0
+    assert all(np.isfinite(part.data if sp.issparse(part) else part).all() for part in rows)
+
+
+def test_only_known_words_count_and_the_rest_is_said(gate):
+    with pytest.raises(DataError, match="`intent`: none of its words occurs"):
+        serve(gate).recommend_for(intent="чайник")
+    with pytest.raises(DataError, match="`new_item` 2: none of its words occurs"):
+        serve(gate).recommend_for(user="u1", new_items=["coat", "zzz"])
+
+
+def test_signal_that_is_not_registered_is_named(gate):
+    signals = (dataclasses.replace(gate.newcomers.signals[0], name="mine"),)
+    tables = dataclasses.replace(
+        gate, newcomers=dataclasses.replace(gate.newcomers, signals=signals)
+    )
+    with pytest.raises(DataError, match="a signal `mine` that is not registered"):
+        serve(tables).recommend_for(liked="i3")
+
+
+def test_encoder_that_is_another_one_now_is_refused(gate):
+    newcomers = dataclasses.replace(gate.newcomers, encoders={"lexical": "0" * 64})
+    with pytest.raises(DataError, match="`lexical` is not the one"):
+        serve(dataclasses.replace(gate, newcomers=newcomers)).recommend_for(intent="coat")
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "said"),
+    [
+        ({}, SettingsError, "give a user, liked items or an intent"),
+        ({"new_items": ["coat"]}, SettingsError, "give a user, liked items or an intent"),
+        ({"intent": " \n"}, SettingsError, "`intent` is blank"),
+        ({"user": "u1", "new_items": ["coat", ""]}, SettingsError, "`new_item` 2 is blank"),
+        ({"liked": ["i3", "i333"]}, DataError, "item `i333` is unknown.*did you mean `i33`"),
+        ({"user": "u111", "intent": "coat"}, DataError, "user `u111` is unknown"),
+        ({"intent": "coat", "intent_weight": 1.5}, SettingsError, "`intent_weight` must be from"),
+        ({"liked": "i3", "k": 0}, SettingsError, "`k` must be at least 1"),
+    ],
+)
+def test_what_cannot_be_asked_is_said_in_one_line(gate, asked, error, said):
+    with pytest.raises(error, match=said) as raised:
+        serve(gate).recommend_for(**asked)
+    assert "\n" not in str(raised.value)
+
+
+def test_model_that_reads_no_text_refuses_words(als):
+    for asked in ({"intent": "coat"}, {"user": "u1", "new_items": "coat"}):
+        with pytest.raises(DataError, match=r"encodes no text.*train HybridFusion"):
+            serve(als).recommend_for(**asked)
+
+
+def test_real_encoder_says_what_it_reads_of_long_and_foreign_words():
+    tables = fitted(("text_intent",), encoder="bert,lexical")
+    recommender = serve(tables)
+    with pytest.warns(DataWarning, match="rests on bert alone"):
+        found = recommender.recommend_for(intent="ein Messer für die Küche", k=5)
+    assert sum(int(name[1:]) % 3 == 1 for name in found["item_id"]) >= 4
+    with pytest.warns(DataWarning, match=r"bert reads the first \d+ of its 5,000 words"):
+        recommender.recommend_for(intent=" ".join(["red coat"] * 2500))
