@@ -92,14 +92,22 @@ def cell_file(dataset, seed, name):
     return RESULTS / f"{dataset}-{seed}-{slug(name)}.json"
 
 
+def make_split(args, dataset, seed, cold):
+    """The folder of a cold split, made where it is not there."""
+    folder = args.work / "splits" / f"{dataset}-cold-{cold}-{seed}"
+    if not folder.is_dir():
+        command = ["split", "--dataset", dataset, "--seed", str(seed), "--cold", cold]
+        command += ["--data_path", str(args.data_path)] if args.data_path else []
+        command += ["--out", str(folder.parent)]
+        program = Path(sys.executable).with_name("recbole-llm")
+        subprocess.run([program, *command], check=True, capture_output=True)
+    return folder
+
+
 def split(args, dataset, seed):
     """The cold split, and its copy whose items have each other's texts."""
-    name = f"{dataset}-cold-items-{seed}"
-    folder = args.work / "splits" / name
-    if not folder.is_dir():
-        command = ["split", "--dataset", dataset, "--seed", str(seed), "--out", str(folder.parent)]
-        command += ["--data_path", str(args.data_path)] if args.data_path else []
-        subprocess.run([Path(sys.executable).with_name("recbole-llm"), *command], check=True)
+    folder = make_split(args, dataset, seed, "items")
+    name = folder.name
     shuffled = args.work / "shuffled" / name
     if not shuffled.is_dir():
         shutil.copytree(folder, shuffled)
@@ -107,7 +115,6 @@ def split(args, dataset, seed):
         texts = items.iloc[:, 1:].sample(frac=1, random_state=seed).to_numpy()
         items.iloc[:, 1:] = texts
         items.to_csv(shuffled / f"{name}.item", sep="\t", index=False)
-    return name
 
 
 def run_once(args, dataset, seed, name, settings, folder):
