@@ -265,7 +265,7 @@ def _for_all(
     run: RunOptions,
 ) -> _Fitted:
     """A signal's z-scores, with rows for the users and items that it has not seen."""
-    if not (signal.completed and settings.fusion.completion):
+    if not (signal.completed and settings.completes):
         return _Fitted(signal, standardise(factors), factors.known, None)
     user_counts = np.diff(data.interactions.indptr).astype(np.int64)
     factors = standardise(complete_users(factors, user_counts, texts.users, seed=run.seed))

@@ -40,6 +40,7 @@ class ModelSettings:
         signals: name -> signal as the user set it.
         fixed: name -> the fields that the user gave, which a search leaves alone.
         text, history, search, fusion: the sections.
+        completes: whether rows of items and users that a signal has not seen come from text.
     """
 
     signals: Mapping[str, Signal]
@@ -48,16 +49,20 @@ class ModelSettings:
     history: HistorySettings
     search: SearchSettings
     fusion: FusionSettings
+    completes: bool
 
     @property
     def uses_text(self) -> bool:
-        """Whether any signal reads texts."""
-        return any(signal.uses_text for signal in self.signals.values())
+        """Whether anything reads texts."""
+        return self.uses_embeddings or any(signal.uses_text for signal in self.signals.values())
 
     @property
     def uses_embeddings(self) -> bool:
-        """Whether any signal reads encoded texts."""
-        return any(signal.uses_embeddings for signal in self.signals.values())
+        """Whether anything reads encoded texts."""
+        return any(
+            signal.uses_embeddings or (self.completes and signal.completed)
+            for signal in self.signals.values()
+        )
 
 
 def model_keys(signal_names: Sequence[str] | None) -> list[Key]:
@@ -95,6 +100,7 @@ def read_model_settings(
     Raises:
         SettingsError: a value is not allowed, or a signal or fusion rule is unknown.
     """
+    is_hybrid = signal_names is None
     if signal_names is None:
         signal_names = read_section(ChoiceSettings, given).signals
         if not signal_names:
@@ -135,4 +141,6 @@ def read_model_settings(
         history=read_section(HistorySettings, given),
         search=search,
         fusion=fusion,
+        # A classic by its own name stays what it is, and reads no text.
+        completes=is_hybrid and fusion.completion,
     )
