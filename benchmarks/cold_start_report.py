@@ -38,7 +38,7 @@ def cells():
                 cell = json.loads(file.read_text())
                 dataset = cell["dataset"].partition("-cold-items-")[0]
                 found[dataset][name][cell["seed"]] = cell
-    return found
+    return {dataset: dict(models) for dataset, models in found.items()}
 
 
 def mean(runs, column, seeds):
@@ -74,12 +74,50 @@ def ratio(models):
     """HybridFusion's cold among cold over that of the better LightFM, on the seeds of both."""
     found = []
     for name in LIGHTFM:
-        seeds = models[name].keys() & models["HybridFusion"].keys()
+        seeds = models.get(name, {}).keys() & models["HybridFusion"].keys()
         if seeds:
             found.append(
                 mean(models["HybridFusion"], "cold", seeds) / mean(models[name], "cold", seeds)
             )
     return min(found, default=float("nan"))
+
+
+def fold_in_plot():
+    """The fold-in curve, means over the seeds; and its table's lines."""
+    found = defaultdict(list)
+    for file in sorted((OUT / "cold_users").glob("*.json")):
+        found[file.stem.rpartition("-")[0]].append(json.loads(file.read_text()))
+    lines = ["", "# New users, test NDCG@10", ""]
+    lines += [
+        "20 % of the users have no training interaction. Without history, all their items are to "
+        "be found; folded in: 1, 3 or 5 of them are told, and all but five are to be found.",
+        "",
+        "| data set | seeds | model | without history | 0 folded in | 1 | 3 | 5 |",
+        "|---" * 8 + "|",
+    ]
+    if not found:
+        return []
+    figure, axes = plt.subplots(
+        1, len(found), figsize=(4.2 * len(found), 3.6), squeeze=False, constrained_layout=True
+    )
+    for axis, (dataset, results) in zip(axes[0], found.items(), strict=True):
+        liked = results[0]["fold_in"]["liked"]
+        for name in ("HybridFusion", "popularity"):
+            values = np.mean([result["fold_in"][name] for result in results], axis=0)
+            new = statistics.mean(r["test"][name]["new_user_ndcg@10"] for r in results)
+            colour, marker = PLOTTED[name]
+            axis.plot(liked, values, color=colour, marker=marker, label=name)
+            cells_ = " | ".join(f"{value:.4f}" for value in (new, *values))
+            lines.append(f"| {dataset} | {len(results)} | {name} | {cells_} |")
+        axis.set_title(dataset)
+        axis.set_xlabel("items folded in")
+        axis.set_xticks(liked)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False, fontsize=8)
+    axes[0][0].set_ylabel("test NDCG@10 of the rest")
+    save(figure, "cold_users-fold_in")
+    return lines
 
 
 def by_count_plot():
@@ -179,6 +217,7 @@ def main():
     ]
     for dataset, models in found.items():
         lines += dataset_lines(dataset, models)
+    lines += fold_in_plot()
     (OUT / "cold_start.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     by_count_plot()

@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import cold_start
@@ -53,6 +54,7 @@ def fold_in(checkpoint, split, seed):
         if len(items) > max(LIKED):
             told[name], wanted[name] = items[: max(LIKED)], set(items[max(LIKED) :])
     model = Recommender.load(checkpoint)
+    warnings.simplefilter("ignore")  # of each user it would say that she is new
     result = {"users": len(told), "liked": list(LIKED), "HybridFusion": [], "popularity": []}
     for n in LIKED:
         ours, theirs = {}, {}
