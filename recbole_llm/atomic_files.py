@@ -218,6 +218,6 @@ def _guard_quote(value: str) -> str:
 
 def _map_distinct(values: pd.Series, change: Callable[[str], str]) -> pd.Series:
     """Applies ``change`` once per distinct value: ids repeat, so this is fast on long columns."""
-    codes, distinct = pd.factorize(values.to_numpy(dtype=object))
-    changed = np.array([change(value) for value in distinct], dtype=object)
-    return pd.Series(changed[codes], index=values.index, dtype=object)
+    # Not by pandas' factorize, which takes strings that differ after a NUL for one.
+    changed = {value: change(value) for value in set(values)}
+    return pd.Series([changed[value] for value in values], index=values.index, dtype=object)

@@ -55,6 +55,7 @@ def naive_clean(value):
 @settings(deadline=None, max_examples=300)
 @given(rows=st.lists(st.tuples(NASTY, NASTY, NASTY), min_size=1, max_size=8))
 @example(rows=[("NA", "null", '"a'), ("NA_", '"', 'b"'), ("[PAD]", "", "")])
+@example(rows=[("NaN", "NaN", "NaN"), ("\x000", "", ""), ("", "", "")])
 def test_recbole_reads_back_each_row_and_keeps_ids_apart(rows):
     ids, categories, texts = (strings(*column) for column in zip(*rows, strict=True))
     kept = clean_white_space(ids) != ""
