@@ -105,19 +105,9 @@ def read_model_settings(
         signal_names = read_section(ChoiceSettings, given).signals
         if not signal_names:
             raise SettingsError(f"`signals` names no signal; it knows {', '.join(SIGNALS)}")
-    for name in signal_names:
-        if name not in SIGNALS:
-            raise SettingsError(
-                f"`signals` names an unknown signal `{name}`; it knows {', '.join(SIGNALS)}"
-                + did_you_mean(name, SIGNALS)
-            )
+    _check_signals("signals", signal_names)
     search = read_section(SearchSettings, given)
-    for name in search.searched_signals:
-        if name not in SIGNALS:
-            raise SettingsError(
-                f"`searched_signals` names an unknown signal `{name}`; it knows "
-                f"{', '.join(SIGNALS)}{did_you_mean(name, SIGNALS)}"
-            )
+    _check_signals("searched_signals", search.searched_signals)
     fusion = read_section(FusionSettings, given)
     if fusion.fusion not in FUSIONS:
         raise SettingsError(
@@ -144,3 +134,12 @@ def read_model_settings(
         # A classic by its own name stays what it is, and reads no text.
         completes=is_hybrid and fusion.completion,
     )
+
+
+def _check_signals(key: str, names: Sequence[str]) -> None:
+    for name in names:
+        if name not in SIGNALS:
+            raise SettingsError(
+                f"`{key}` names an unknown signal `{name}`; it knows {', '.join(SIGNALS)}"
+                + did_you_mean(name, SIGNALS)
+            )

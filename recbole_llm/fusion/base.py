@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
@@ -118,6 +118,11 @@ class Fused:
     cold_level: float | None = None
     exposure: Sequence[Mapping[str, float | None]] = ()
     cold_gains: Weights = field(default_factory=dict)
+
+
+def or_equal(weights: Weights, labels: Collection[str]) -> Weights:
+    """The weights of all labels, equal ones where none were tuned."""
+    return {label: weights.get(label, 1 / len(labels)) for label in labels}
 
 
 class Fusion(Protocol):

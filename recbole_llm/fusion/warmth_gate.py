@@ -9,7 +9,7 @@ import numpy as np
 
 from recbole_llm.evaluation import Validation
 from recbole_llm.factors import Mask, Table, gated
-from recbole_llm.fusion.base import Evidence, Fused, Situation, Weights
+from recbole_llm.fusion.base import Evidence, Fused, Situation, Weights, or_equal
 from recbole_llm.fusion.exposure import Contest, parse_exposure
 from recbole_llm.fusion.weighted_sum import sum_of
 
@@ -40,7 +40,7 @@ class WarmthGate:
     def fit(self, evidence: Evidence, cold_exposure: str) -> Fused:
         """Tune both weights, then choose the level."""
         now, metric, run = evidence.now, evidence.metric, evidence.run
-        warm_weights = _complete(evidence.tune(now.judged("warm")), now.factors)
+        warm_weights = or_equal(evidence.tune(now.judged("warm")), now.factors)
         cold = now.cold
         told = [label for label, factors in now.factors.items() if factors.known[cold].any()]
         if not told:
@@ -54,7 +54,7 @@ class WarmthGate:
             if situation is not None
             for judged in situation.judged("cold")
         ]
-        cold_weights = _complete(evidence.select(sets), told)
+        cold_weights = or_equal(evidence.select(sets), told)
 
         def contest(situation: Situation) -> Contest:
             is_cold = situation.cold
@@ -94,11 +94,6 @@ def _best_level(curve: Sequence[Mapping[str, float | None]]) -> float:
     values = [point["all"] or 0.0 for point in curve]
     good = [p["level"] for p, v in zip(curve, values, strict=True) if v >= _AS_GOOD * max(values)]
     return float(good[-1] or 0.0) if any(values) else 0.0
-
-
-def _complete(weights: Weights, labels: Mapping[str, object] | list[str]) -> Weights:
-    """The weights, equal ones where none were tuned."""
-    return {label: weights.get(label, 1 / len(labels)) for label in labels}
 
 
 def _gains(situation: Situation, cold: Mask, warm: Weights, of_cold: Weights) -> list[Table]:

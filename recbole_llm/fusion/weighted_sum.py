@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from recbole_llm.factors import Factors, gated
-from recbole_llm.fusion.base import Evidence, Fused, Weights
+from recbole_llm.fusion.base import Evidence, Fused, Weights, or_equal
 
 
 class WeightedSum:
@@ -16,9 +16,7 @@ class WeightedSum:
     def fit(self, evidence: Evidence, cold_exposure: str) -> Fused:
         """Tune the weights on all of the validation part; the exposure has no say."""
         factors = evidence.now.factors
-        weights = evidence.tune(evidence.now.judged())
-        shares = {label: weights.get(label, 1 / len(factors)) for label in factors}
-        return sum_of(factors, shares)
+        return sum_of(factors, or_equal(evidence.tune(evidence.now.judged()), factors))
 
 
 def sum_of(factors: Mapping[str, Factors], weights: Weights) -> Fused:
