@@ -148,7 +148,7 @@ class Recommender:
             new_items=new_items,
         )
         _check_k(k)
-        table = asked.ranking(exclude_known=exclude_known, only=only, exclude=exclude)
+        table = asked.ranking(k, exclude_known=exclude_known, only=only, exclude=exclude)
         return best_and_new(table, k, asked.new_item_ids)
 
     def for_newcomers(
@@ -201,16 +201,17 @@ class Recommender:
 
     def ranking(
         self,
+        k: int,
         *,
         exclude_known: bool = True,
         only: Iterable[object] | None = None,
         exclude: Iterable[object] | None = None,
     ) -> pd.DataFrame:
-        """All items that may be ranked, of every user, as a table of :meth:`recommend`."""
+        """As :meth:`recommend` for every user; with new items all that are ranked, for places."""
+        if self.new_item_ids:
+            k = len(self.tables.item_ids)
         return pd.concat(
-            self.recommend_all(
-                len(self.tables.item_ids), exclude_known=exclude_known, only=only, exclude=exclude
-            ),
+            self.recommend_all(k, exclude_known=exclude_known, only=only, exclude=exclude),
             ignore_index=True,
         )
 

@@ -139,7 +139,7 @@ def _recommend_for(
     asked = recommender.for_newcomers(
         user=args.user, liked=args.liked, intent=args.intent, new_items=args.new_item, **weight
     )
-    ranking = asked.ranking(only=only, exclude=exclude)
+    ranking = asked.ranking(args.k, only=only, exclude=exclude)
     if write is not None:
         _write_out(write, args.out, iter([best_and_new(ranking, args.k, asked.new_item_ids)]))
     users = asked.tables.user_ids[1:]
