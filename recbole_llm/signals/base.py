@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import scipy.sparse as sp
+from sklearn.preprocessing import normalize
 
 from recbole_llm.factors import Factors, Rows
+from recbole_llm.intent import user_intent
 from recbole_llm.settings import RunOptions, Words
 from recbole_llm.training_data import TrainingData
 
@@ -121,6 +123,24 @@ class SingleSignal:
     def variants(self: SomeSignal, name: str, encoders: Sequence[str]) -> dict[str, SomeSignal]:
         """Itself, under its own name."""
         return {name: self}
+
+
+class TextSignal(SingleSignal):
+    """A help for signals that read encoded texts, and whose user rows are directions of intent."""
+
+    uses_text: ClassVar[bool] = True
+    uses_embeddings: ClassVar[bool] = True
+
+    def fold_in(self, factors: Factors, liked: Rows, weights: sp.csr_matrix) -> Rows:
+        """The direction of what is liked, summed."""
+        return user_intent(normalize(weights, norm="l1"), liked)
+
+    def variants(self: SomeSignal, name: str, encoders: Sequence[str]) -> dict[str, SomeSignal]:
+        """One signal per encoder, ``name:encoder``."""
+        return {
+            f"{name}:{encoder}": with_settings(self, {"encoders": (encoder,)})
+            for encoder in encoders
+        }
 
 
 def with_settings(signal: SomeSignal, values: Mapping[str, Any]) -> SomeSignal:

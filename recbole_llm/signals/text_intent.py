@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
-
-import scipy.sparse as sp
-from sklearn.preprocessing import normalize
 
 from recbole_llm.completion import has_text
 from recbole_llm.factors import Factors, Rows
 from recbole_llm.intent import history_weights, user_intent
 from recbole_llm.settings import RunOptions, Words, setting
-from recbole_llm.signals.base import SingleSignal, SkippedSignal
+from recbole_llm.signals.base import SkippedSignal, TextSignal
 from recbole_llm.training_data import TrainingData
 
 
 @dataclass(frozen=True)
-class TextIntentSignal(SingleSignal):
+class TextIntentSignal(TextSignal):
     """The cosine of an item's text and a user's intent, by one encoder."""
 
     history_decay: float = setting(
@@ -32,16 +27,6 @@ class TextIntentSignal(SingleSignal):
         0.3, "What a user's own text counts beside her history.", at_least=0.0
     )
     encoders: Words = ()
-
-    uses_text: ClassVar[bool] = True
-    uses_embeddings: ClassVar[bool] = True
-
-    def variants(self, name: str, encoders: Sequence[str]) -> dict[str, TextIntentSignal]:
-        """One signal per encoder, ``name:encoder``."""
-        return {
-            f"{name}:{encoder}": dataclasses.replace(self, encoders=(encoder,))
-            for encoder in encoders
-        }
 
     def fit(self, data: TrainingData, run: RunOptions) -> Factors:
         """Sum the history's texts; nothing is trained."""
@@ -57,10 +42,6 @@ class TextIntentSignal(SingleSignal):
             user_text_weight=self.user_text_weight,
         )
         return Factors.of(users, rows.copy(), has_text(rows))
-
-    def fold_in(self, factors: Factors, liked: Rows, weights: sp.csr_matrix) -> Rows:
-        """The direction of what is liked, summed."""
-        return user_intent(normalize(weights, norm="l1"), liked)
 
     def describe(self, factors: Factors, embeddings: Mapping[str, Rows]) -> Rows:
         """The embedding itself."""

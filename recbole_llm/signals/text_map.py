@@ -7,14 +7,13 @@ plus a trained table of word vectors. A user's row is the normalised sum of her 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import scipy.sparse as sp
 import torch
-from sklearn.preprocessing import normalize as normalize_rows
 from threadpoolctl import threadpool_limits
 from torch.nn.functional import cross_entropy, normalize
 
@@ -23,7 +22,7 @@ from recbole_llm.evaluation import Metric, Validation, evaluate
 from recbole_llm.factors import Factors, Index, Mask, Rows, Table, unit_rows
 from recbole_llm.intent import history_weights, user_intent
 from recbole_llm.settings import RunOptions, Words, setting
-from recbole_llm.signals.base import SingleSignal, SkippedSignal
+from recbole_llm.signals.base import SkippedSignal, TextSignal
 from recbole_llm.training_data import TrainingData, entries, with_ones
 
 # Items that a step ranks against each other: fewer are as good, and their square is the cost.
@@ -39,7 +38,7 @@ _METRIC = Metric("ndcg", 10)
 
 
 @dataclass(frozen=True)
-class TextMapSignal(SingleSignal):
+class TextMapSignal(TextSignal):
     """The cosine of an item's and a user's learned text rows."""
 
     dimensions: int = setting(128, "Width of the text map's tables.", at_least=1)
@@ -71,16 +70,7 @@ class TextMapSignal(SingleSignal):
     )
     encoders: Words = ()
 
-    uses_text: ClassVar[bool] = True
-    uses_embeddings: ClassVar[bool] = True
     seeded: ClassVar[bool] = True
-
-    def variants(self, name: str, encoders: Sequence[str]) -> dict[str, TextMapSignal]:
-        """One signal per encoder, ``name:encoder``."""
-        return {
-            f"{name}:{encoder}": dataclasses.replace(self, encoders=(encoder,))
-            for encoder in encoders
-        }
 
     def settle(self, data: TrainingData, run: RunOptions) -> TextMapSignal:
         """With the number of epochs after which a held-out tenth of the items is ranked best.
@@ -110,10 +100,6 @@ class TextMapSignal(SingleSignal):
         if all(name in data.user_embeddings for name in self.encoders):
             own = text_features({name: data.user_embeddings[name] for name in self.encoders})
         return _factors(trainer.text_map(), features, history, own, self.user_text_weight)
-
-    def fold_in(self, factors: Factors, liked: Rows, weights: sp.csr_matrix) -> Rows:
-        """The direction of what is liked, summed."""
-        return user_intent(normalize_rows(weights, norm="l1"), liked)
 
     def describe(self, factors: Factors, embeddings: Mapping[str, Rows]) -> Table:
         """What the map says of the texts."""
