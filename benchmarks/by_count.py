@@ -16,6 +16,8 @@ from pathlib import Path
 import cold_start
 import numpy as np
 
+from recbole_llm.evaluation import Metric  # importing the package registers its models
+
 NAMES = ("popularity", "EASE", "LightFM", "BERT mean", "flat weights", "HybridFusion")
 EDGES = (0, 1, 4, 11, 31, 101)
 K = 10
@@ -26,8 +28,6 @@ def measure(checkpoint):
     from recbole.quick_start import load_data_and_model
     from recbole.utils.case_study import full_sort_topk
 
-    import recbole_llm  # noqa: F401 - registers the models
-
     _, model, _, train, _, test = load_data_and_model(checkpoint)
     counts = np.bincount(train.dataset[train.dataset.iid_field].numpy(), minlength=model.n_items)
     bucket = np.searchsorted(EDGES, counts, side="right") - 1
@@ -36,7 +36,7 @@ def measure(checkpoint):
     wanted = {}
     for user, item in zip(users, items, strict=True):
         wanted.setdefault(user, set()).add(item)
-    discount = 1 / np.log2(np.arange(2, K + 2))
+    metric = Metric("ndcg", K)
     values = [[] for _ in EDGES]
     asked = np.array(sorted(wanted))
     model.eval()
@@ -46,8 +46,8 @@ def measure(checkpoint):
             hit = np.array([item in wanted[user] for item in top])
             of = np.bincount(bucket[list(wanted[user])], minlength=len(EDGES))
             for b in np.flatnonzero(of):
-                gain = (discount * (hit & (bucket[top] == b))).sum()
-                values[b].append(gain / discount[: of[b]].sum())
+                found = hit & (bucket[top] == b)
+                values[b].append(metric.per_user(found[None, :], of[[b]])[0])
     return {
         "from": list(EDGES),
         "ndcg@10": [float(np.mean(v)) if v else None for v in values],
@@ -71,9 +71,9 @@ def main():
             with tempfile.TemporaryDirectory() as folder:
                 cold_start.run_once(args, dataset, seed, name, chosen, Path(folder))
                 (checkpoint,) = Path(folder).glob("saved/*.pth")
-                command = [sys.executable, __file__, "--measure", str(checkpoint)]
+                arguments = [sys.executable, __file__, "--measure", str(checkpoint)]
                 done = subprocess.run(
-                    command, cwd=folder, check=True, capture_output=True, text=True
+                    arguments, cwd=folder, check=True, capture_output=True, text=True
                 )
             out.write_text(done.stdout.splitlines()[-1] + "\n")
             print(dataset, name, done.stdout.splitlines()[-1], flush=True)

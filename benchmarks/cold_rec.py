@@ -17,6 +17,7 @@ import cold_start
 import numpy as np
 import pandas as pd
 
+from recbole_llm.evaluation import Metric
 from recbole_llm.serving import Recommender
 
 RESULTS = cold_start.HERE / "results" / "cold_rec"
@@ -38,19 +39,15 @@ def evaluate(checkpoint, split):
     model = Recommender.load(checkpoint)
     longest = K + max(map(len, seen))
     lists = model.recommend(list(wanted.index), k=longest, only=cold)
-    discount = 1 / np.log2(np.arange(2, K + 2))
-    recalls, gains = [], []
-    for user, table in lists.groupby("user_id"):
+    hits = np.zeros((len(wanted), K), dtype=bool)
+    tables = lists.groupby("user_id", sort=False)["item_id"]
+    for row, user in zip(hits, wanted.index, strict=True):
         known = seen.get(user, set())
-        top = [item for item in table["item_id"] if item not in known][:K]
-        hits = np.array([item in wanted[user] for item in top])
-        recalls.append(hits.sum() / len(wanted[user]))
-        gains.append(discount[: len(top)][hits].sum() / discount[: len(wanted[user])].sum())
-    return {
-        "users": len(recalls),
-        "recall@20": float(np.mean(recalls)),
-        "ndcg@20": float(np.mean(gains)),
-    }
+        top = [item for item in tables.get_group(user) if item not in known][:K]
+        row[: len(top)] = [item in wanted[user] for item in top]
+    n_wanted = wanted.map(len).to_numpy()
+    values = {name: Metric(name, K).per_user(hits, n_wanted) for name in ("recall", "ndcg")}
+    return {"users": len(hits)} | {f"{k}@{K}": float(v.mean()) for k, v in values.items()}
 
 
 def main():

@@ -15,15 +15,16 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from time import perf_counter
 
+import command
 import pandas as pd
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "cold_start"
-RUN = ["-m", "recbole_llm.cli"]
 DROPOUT_NET = [str(HERE / "dropout_net.py")]
 COLD = {"valid_metric": "cold_NDCG@10"}
+# RecBole's models know nothing of cold items: their settings are chosen on warm ones.
+WARM = {"valid_metric": "warm_NDCG@10"}
 FITS = 20
 LIGHTFM = {**COLD, "item_features": True, "searched_signals": "lightfm"}
 SIGNALS = ("als", "lightfm", "item_item", "text_intent", "text_map", "popularity")
@@ -37,9 +38,9 @@ def only(*signals, **others):
 MODELS = {
     "Random": ("Random", [{}]),
     "popularity": only("popularity"),
-    "ItemKNN": ("ItemKNN", [{"k": k, **COLD} for k in (50, 100, 250)]),
-    "BPR": ("BPR", [{"learning_rate": rate, **COLD} for rate in (0.001, 0.003)]),
-    "EASE": ("EASE", [{"reg_weight": w, **COLD} for w in (50, 100, 250, 500, 1000, 2000)]),
+    "ItemKNN": ("ItemKNN", [{"k": k, **WARM} for k in (50, 100, 250)]),
+    "BPR": ("BPR", [{"learning_rate": rate, **WARM} for rate in (0.001, 0.003)]),
+    "EASE": ("EASE", [{"reg_weight": w, **WARM} for w in (50, 100, 250, 500, 1000, 2000)]),
     "LightFM": ("LightFM", [{**LIGHTFM, "signal_search_trials": FITS}]),
     "LightFM without identities": (
         "LightFM",
@@ -68,14 +69,6 @@ MODELS = {
     "words only": ("HybridFusion", [{"encoder": "lexical"}]),
     "shuffled texts": ("HybridFusion", [{}]),
 }
-# RecBole's models know nothing of cold items: their settings are chosen on warm ones.
-WARM = ("ItemKNN", "BPR", "EASE")
-CHOSEN_BY = {name: "warm_ndcg@10" for name in WARM}
-for name in WARM:
-    for values in MODELS[name][1]:
-        values["valid_metric"] = "warm_NDCG@10"
-
-
 # These search their settings on the first seed's split, and keep them on the others.
 SEARCHED = {
     "LightFM": "lightfm",
@@ -96,11 +89,11 @@ def make_split(args, dataset, seed, cold):
     """The folder of a cold split, made where it is not there."""
     folder = args.work / "splits" / f"{dataset}-cold-{cold}-{seed}"
     if not folder.is_dir():
-        command = ["split", "--dataset", dataset, "--seed", str(seed), "--cold", cold]
-        command += ["--data_path", str(args.data_path)] if args.data_path else []
-        command += ["--out", str(folder.parent)]
+        arguments = ["split", "--dataset", dataset, "--seed", str(seed), "--cold", cold]
+        arguments += ["--data_path", str(args.data_path)] if args.data_path else []
+        arguments += ["--out", str(folder.parent)]
         program = Path(sys.executable).with_name("recbole-llm")
-        subprocess.run([program, *command], check=True, capture_output=True)
+        subprocess.run([program, *arguments], check=True, capture_output=True)
     return folder
 
 
@@ -120,7 +113,6 @@ def split(args, dataset, seed):
 def run_once(args, dataset, seed, name, settings, folder):
     """One run in a fresh process that writes into a folder: its `result_file`."""
     model, _ = MODELS[name]
-    file = folder / "record.json"
     values = {
         "model": model,
         "dataset": f"{dataset}-cold-items-{seed}",
@@ -129,23 +121,11 @@ def run_once(args, dataset, seed, name, settings, folder):
         "cold_eval": True,
         "topk": "[10,20]",
         "show_progress": False,
-        "result_file": file,
         **settings,
     }
     values |= {"signal_cache": args.work / "signals"} if model in OURS else {}
-    program = DROPOUT_NET if name == "DropoutNet" else RUN
-    start = perf_counter()
-    done = subprocess.run(
-        [sys.executable, *program, *(f"--{key}={value}" for key, value in values.items())],
-        cwd=folder,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{dataset} {seed} {name}: {done.stderr[-2000:]}")
-    seconds = perf_counter() - start
-    return {**json.loads(file.read_text()), "wall_seconds": seconds, "chosen": settings}
+    program = DROPOUT_NET if name == "DropoutNet" else command.RUN
+    return {**command.run(values, folder, program), "chosen": settings}
 
 
 def record(args, dataset, seed, name, settings):
@@ -174,6 +154,11 @@ def tries(args, dataset, seed, name):
     return [{**MODELS[name][1][0], **fixed, "signal_search_trials": 0}]
 
 
+def chosen_by(settings):
+    """The metric that settings are compared by: what the run validates by."""
+    return settings.get("valid_metric", "NDCG@10").lower()
+
+
 def fill(args, dataset, seed, name):
     """Make a cell, if it is not there."""
     file = cell_file(dataset, seed, name)
@@ -181,7 +166,7 @@ def fill(args, dataset, seed, name):
         return
     settings = tries(args, dataset, seed, name)
     runs = [record(args, dataset, seed, name, values) for values in settings]
-    best = max(runs, key=lambda run: run["valid"][CHOSEN_BY.get(name, "ndcg@10")])
+    best = max(runs, key=lambda run: run["valid"][chosen_by(run["chosen"])])
     file.write_text(json.dumps({key: best[key] for key in KEPT}, indent=1) + "\n")
     test = best["test"]
     columns = [f"{part}_ndcg@10" for part in ("all", "warm_in_all", "cold_in_all", "warm", "cold")]

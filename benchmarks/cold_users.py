@@ -9,37 +9,36 @@ the rest is to be found; users of fewer than six items are left out. The plot an
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import warnings
 from pathlib import Path
 
 import cold_start
+import command
 import numpy as np
 import pandas as pd
+
+from recbole_llm.evaluation import Metric
+from recbole_llm.serving import Recommender
 
 RESULTS = cold_start.HERE / "results" / "cold_users"
 LIKED = (0, 1, 3, 5)
 K = 10
+NDCG = Metric("ndcg", K)
 # Data sets whose users have words of their own.
 USER_TEXT = {"ml-100k-text": "age,gender,occupation", "ml-100k": "age,gender,occupation"}
 
 
 def ndcg(lists, wanted):
-    discount = 1 / np.log2(np.arange(2, K + 2))
-    values = [
-        (discount[: len(items)] * [item in wanted[user] for item in items]).sum()
-        / discount[: len(wanted[user])].sum()
-        for user, items in lists.items()
-    ]
-    return float(np.mean(values))
+    hits = np.zeros((len(lists), K), dtype=bool)
+    for row, (user, items) in zip(hits, lists.items(), strict=True):
+        row[: len(items)] = [item in wanted[user] for item in items]
+    n_wanted = np.array([len(wanted[user]) for user in lists])
+    return float(NDCG.per_user(hits, n_wanted).mean())
 
 
 def fold_in(checkpoint, split, seed):
     """NDCG@10 of the rest of the cold users' items, by the number of items folded in."""
-    from recbole_llm.serving import Recommender
-
     train, test = (
         pd.read_csv(split / f"{split.name}.{part}.inter", sep="\t", dtype=str)
         for part in ("train", "test")
@@ -87,16 +86,9 @@ def fill(args, dataset, seed):
                 "cold_eval": True,
                 "show_progress": False,
                 "signal_cache": args.work / "signals",
-                "result_file": Path(folder) / "record.json",
                 **settings,
             }
-            subprocess.run(
-                [sys.executable, *cold_start.RUN, *(f"--{k}={v}" for k, v in values.items())],
-                cwd=folder,
-                check=True,
-                capture_output=True,
-            )
-            test = json.loads((Path(folder) / "record.json").read_text())["test"]
+            test = command.run(values, Path(folder))["test"]
             records[model] = {k: v for k, v in test.items() if k.endswith("ndcg@10")}
             if model == "HybridFusion":
                 (checkpoint,) = Path(folder).glob("saved/*.pth")

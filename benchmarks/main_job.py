@@ -8,13 +8,11 @@ Writes benchmarks/results/main_job-DATASET.md and .json. Every run is a fresh pr
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from time import perf_counter
 
+import command
 from scipy.stats import t as student
 
 RESULTS = Path(__file__).parent / "results"
@@ -32,20 +30,10 @@ GRIDS = {
 def record(model, settings, args, seed, cache):
     """One run in a fresh process: its `result_file`, and the wall time with all imports."""
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "record.json"
-        values = {"dataset": args.dataset, "seed": seed, "result_file": file, **settings}
+        values = {"model": model, "dataset": args.dataset, "seed": seed, **settings}
         values |= {"data_path": args.data_path} if args.data_path else {}
         values |= {"embedding_cache": cache} if model == "HybridFusion" else {}
-        arguments = [f"--{key}={value}" for key, value in values.items()]
-        start = perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "recbole_llm.cli", f"--model={model}", *arguments],
-            cwd=folder,
-            check=True,
-            capture_output=True,
-        )
-        seconds = perf_counter() - start
-        return {**json.loads(file.read_text()), "wall_seconds": seconds, "chosen": settings}
+        return {**command.run(values, Path(folder)), "chosen": settings}
 
 
 def best(model, args, seed, cache):
