@@ -202,7 +202,7 @@ class _GainedScorer:
 def exposure_table(
     curve: Sequence[Mapping[str, float | None]], level: float, metric: Metric
 ) -> list[str]:
-    """Some levels of a curve as lines of a table, for the log; the one in force is marked."""
+    """Some levels of a curve as lines of a table, for the log, below the one in force."""
     shown = [curve[round(place)] for place in np.linspace(0, len(curve) - 1, min(9, len(curve)))]
     lines = [f"cold_exposure: {level:.2f} is added to a cold item's score"]
     lines.append(f"{'level':>7}{'cold items':>12}" + "".join(f"{name:>13}" for name in _COLUMNS))
