@@ -69,7 +69,7 @@ MODELS = {
     "words only": ("HybridFusion", [{"encoder": "lexical"}]),
     "shuffled texts": ("HybridFusion", [{}]),
 }
-# These search their settings on the first seed's split, and keep them on the others.
+# These search their settings within a run.
 SEARCHED = {
     "LightFM": "lightfm",
     "LightFM without identities": "lightfm",
@@ -140,11 +140,13 @@ KEPT += ("cold_weights", "cold_level", "exposure", "seconds", "wall_seconds", "p
 
 
 def tries(args, dataset, seed, name):
-    """The settings of which the best on validation counts."""
-    if name not in SEARCHED or seed == args.seeds[0]:
+    """The settings of which the best on validation counts: the first seed's best on the others."""
+    if seed == args.seeds[0]:
         return MODELS[name][1]
-    label = SEARCHED[name]
     searched = json.loads(cell_file(dataset, args.seeds[0], name).read_text())
+    if name not in SEARCHED:
+        return [searched["chosen"]]
+    label = SEARCHED[name]
     found = searched["signal_settings"][label].items()
     fixed = {
         key if key.startswith("item_") else f"{label}_{key}": value

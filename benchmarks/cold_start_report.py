@@ -208,7 +208,8 @@ def main():
         "in test. Means over the split's seeds, whose number stands beside. Cold among cold: the "
         "test's cold items ranked among each other; in all: among all items. LightFM and "
         f"DropoutNet: {cold_start.FITS} settings searched on the cold validation items of the "
-        "first seed; EASE, ItemKNN and BPR: a small grid on the warm ones. The last column: what "
+        "first seed; EASE, ItemKNN and BPR: a small grid on its warm ones; the other seeds keep "
+        "what was found. The last column: what "
         "HybridFusion is ahead by, paired over the seeds, and in how many of them.",
         "",
         "Cold among cold, HybridFusion over the better LightFM: "

@@ -209,6 +209,35 @@ def test_new_items_below_the_top_are_listed_with_their_rank(gate):
     assert len(short) == (1 if rank == 1 else 2)
 
 
+@pytest.mark.parametrize("names", [None, ["u59", "u1"]])
+def test_what_was_expected_of_somebody_new_counts_as_one_more_like(saved, names):
+    liked = ["i3", "i6"]
+    found = serve(saved).recommend_for(user=names, liked=liked, k=N_ITEMS, exclude_known=False)
+
+    def rows(counts):
+        return user_rows(saved.newcomers, saved.blocks, sp.csr_matrix(counts[None, :]))
+
+    likes = np.zeros(N_ITEMS, dtype=np.float32)
+    likes[[3, 6]] = 1
+    expected = {}
+    for name, number in ((VISITOR, 0), ("u59", N_USERS - 1), ("u1", 1)):
+        own = saved.known[number].toarray()[0]
+        folded = rows(np.maximum(own, likes))
+        if own.any():
+            expected[name] = sum(f @ b.items.T for f, b in zip(folded, saved.blocks, strict=True))
+            continue
+        others = np.flatnonzero(saved.user_counts) if name == VISITOR else [number]
+        before = [block.users[others].mean(axis=0) for block in saved.blocks]
+        expected[name] = sum(
+            (2 * f + b) / 3 @ block.items.T
+            for f, b, block in zip(folded, before, saved.blocks, strict=True)
+        )
+    for name, table in found.groupby("user_id"):
+        places = [int(item[1:]) for item in table["item_id"]]
+        scores = np.asarray(expected[name]).ravel()[places]
+        np.testing.assert_allclose(table["score"], scores, atol=1e-4)
+
+
 def test_model_without_text_folds_in_liked_items(als):
     found = serve(als).recommend_for(liked=["i3", "i6"], k=5)
     assert sum(int(name[1:]) % 3 == 0 for name in found["item_id"]) >= 4
