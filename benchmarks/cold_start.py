@@ -59,6 +59,8 @@ MODELS = {
     "text map of words": only("text_map", encoder="lexical"),
     "HybridFusion": ("HybridFusion", [{}]),
     "flat weights": ("HybridFusion", [{"fusion": "weighted_sum"}]),
+    # At the level of `balanced_level`; made after the two above.
+    "a level for all columns": ("HybridFusion", [{}]),
     "tuned for warm": (
         "HybridFusion",
         [{"fusion": "weighted_sum", "valid_metric": "warm_NDCG@10"}],
@@ -139,8 +141,29 @@ KEPT = ("dataset", "seed", "chosen", "valid", "test", "signals", "signal_setting
 KEPT += ("cold_weights", "cold_level", "exposure", "seconds", "wall_seconds", "peak_memory_mb")
 
 
+def balanced_level(dataset, seed):
+    """The level at which the gate is furthest ahead of flat weights where it is least ahead.
+
+    By the validation part: its metric on all, warm and cold items, all of them ranked.
+    """
+    gate, flat = (
+        json.loads(cell_file(dataset, seed, name).read_text())
+        for name in ("HybridFusion", "flat weights")
+    )
+    columns = ("all", "warm_in_all", "cold_in_all")
+    # Flat weights may leave cold items nothing at all.
+    theirs = {column: max(flat["valid"][f"{column}_ndcg@10"], 1e-4) for column in columns}
+    best = max(
+        gate["exposure"],
+        key=lambda point: min((point[column] or 0) / theirs[column] for column in columns),
+    )
+    return best["level"]
+
+
 def tries(args, dataset, seed, name):
     """The settings of which the best on validation counts: the first seed's best on the others."""
+    if name == "a level for all columns":
+        return [{"cold_exposure": balanced_level(dataset, seed)}]
     if seed == args.seeds[0]:
         return MODELS[name][1]
     searched = json.loads(cell_file(dataset, args.seeds[0], name).read_text())
