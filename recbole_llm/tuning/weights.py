@@ -31,8 +31,8 @@ class CandidateScores:
     """What every signal says of each validation user's candidate items.
 
     Attributes:
-        scores: float32 (n_signals, n_users, n_candidates) on the device; a slot that repeats an
-            item is -inf for every signal.
+        scores: float32 (n_signals, n_users, n_candidates) on the device.
+        filled: bool (n_users, n_candidates), the slots that hold an item which is ranked, once.
         hits: bool (n_users, n_candidates), which candidates are positives.
         n_positives: int64 (n_users,).
     """
@@ -75,12 +75,22 @@ def candidate_scores(
     k = min(n_candidates, n_items - 1)
     # Ties are broken by a seeded order of the items, not by their numbers.
     shuffled = torch.from_numpy(np.random.default_rng(run.seed).permutation(n_items))
+    n_slots = k * (len(factors) + 1)
     few = None
     if validation.candidates is not None:
         ranked = np.flatnonzero(validation.candidates)
-        if len(ranked) <= k * (len(factors) + 1):
-            few = torch.from_numpy(ranked)
-    parts = []
+        if len(ranked) <= n_slots:
+            few, n_slots = torch.from_numpy(ranked), len(ranked)
+    # Filled part by part: joining parts at the end would take the memory twice.
+    filled = torch.zeros(
+        (len(validation.users), n_slots), dtype=torch.bool, device=torch.device(run.device)
+    )
+    found = CandidateScores(
+        torch.zeros((len(factors), *filled.shape), device=filled.device),
+        filled,
+        torch.zeros_like(filled),
+        validation.n_positives,
+    )
     for part, first in masked_scores(scorers[0], validation):
         users = torch.from_numpy(validation.users[part]).to(run.device)
         masked = torch.isneginf(first)
@@ -98,16 +108,10 @@ def candidate_scores(
         kept = torch.gather(stack, 2, items.expand(len(stack), *items.shape))
         filled = ~(repeated | torch.gather(masked, 1, items))
         hits = is_positive(validation.positives, validation.users[part], items.cpu().numpy())
-        parts.append(
-            (kept.masked_fill_(~filled, 0.0), filled, torch.from_numpy(hits).to(run.device))
-        )
-    all_scores, all_filled, all_hits = zip(*parts, strict=True)
-    return CandidateScores(
-        torch.cat(all_scores, dim=1),
-        torch.cat(all_filled),
-        torch.cat(all_hits),
-        validation.n_positives,
-    )
+        found.scores[:, part] = kept.masked_fill_(~filled, 0.0)
+        found.filled[part] = filled
+        found.hits[part] = torch.from_numpy(hits).to(run.device)
+    return found
 
 
 def _distinct(items: torch.Tensor, order: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
