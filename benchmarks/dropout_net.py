@@ -49,8 +49,7 @@ class DropoutNetSignal(SingleSignal):
 
     def fit(self, data, run):
         """Train on the warm items; a cold one's row counts as dropped."""
-        als = ALSSignal(factors=128, regularization=self.regularization, alpha=self.alpha)
-        learned = als.fit(data, run)
+        learned = self._als().fit(data, run)
         text = np.hstack([_dense(data.item_embeddings[name], run.seed) for name in self.encoders])
         torch.manual_seed(run.seed)
         rng = np.random.default_rng(run.seed)
@@ -79,7 +78,28 @@ class DropoutNetSignal(SingleSignal):
             user_rows = user_tower(users).numpy()
             item_rows = item_tower(torch.hstack([items, text])).numpy()
         user_rows[np.diff(data.interactions.indptr) == 0] = 0
-        return Factors.of(user_rows, item_rows, text.numpy().any(axis=1))
+        first, _, last = user_tower
+        extra = {"als": learned.items, "scale": np.full((1, 1), scale, np.float32)}
+        for name, layer in (("first", first), ("last", last)):
+            extra[name] = np.vstack([layer.weight.detach().T, layer.bias.detach()[None, :]])
+        return Factors.of(user_rows, item_rows, text.numpy().any(axis=1), extra)
+
+    def _als(self):
+        return ALSSignal(factors=128, regularization=self.regularization, alpha=self.alpha)
+
+    def sources(self, factors):
+        """ALS's item rows."""
+        return factors.extra["als"]
+
+    def fold_in(self, factors, liked, weights):
+        """The user tower of the row that ALS would give."""
+        als = dataclasses.replace(factors, items=factors.extra["als"])
+        rows = self._als().fold_in(als, liked, weights) / factors.extra["scale"]
+        for name, bend in (("first", np.tanh), ("last", np.asarray)):
+            table = factors.extra[name]
+            rows = bend(rows @ table[:-1] + table[-1])
+        rows[np.diff(weights.indptr) == 0] = 0
+        return rows.astype(np.float32)
 
 
 def _dense(rows, seed):
