@@ -22,6 +22,8 @@ from recbole_llm.scoring import Scorer
 from recbole_llm.settings import RunOptions, Search
 from recbole_llm.tuning.trials import maximise
 
+# All signals' scores of a batch of users.
+_BATCH_BYTES = 1 << 28
 # Signals that a selection adds one by one.
 _PICKS = 20
 
@@ -91,7 +93,8 @@ def candidate_scores(
         torch.zeros_like(filled),
         validation.n_positives,
     )
-    for part, first in masked_scores(scorers[0], validation):
+    batch = _BATCH_BYTES // len(scorers)
+    for part, first in masked_scores(scorers[0], validation, memory_bytes=batch):
         users = torch.from_numpy(validation.users[part]).to(run.device)
         masked = torch.isneginf(first)
         stack = torch.stack([first, *(scorer.scores(users) for scorer in scorers[1:])])
