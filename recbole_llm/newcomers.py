@@ -28,6 +28,7 @@ from recbole_llm.factors import (
     standardise,
 )
 from recbole_llm.signals import SIGNALS, Signal
+from recbole_llm.training_data import History
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,22 +116,22 @@ class Newcomers:
 
 
 def user_rows(
-    newcomers: Newcomers, blocks: Sequence[Factors], history: sp.csr_matrix
+    newcomers: Newcomers, blocks: Sequence[Factors], history: History
 ) -> tuple[Rows, ...]:
     """Rows of users with histories, one table for each block.
 
     Args:
         newcomers: of the model.
         blocks: the model's.
-        history: CSR float32 (n, n_items), what each item counts, > 0; 1: as much as the mean.
+        history: of n users over the n_items items.
     """
-    items = np.unique(history.indices)
-    weights = history[:, items]
+    items = np.unique(history.weights.indices)
+    part = history[:, items]
 
     def fold_in(signal: Signal, factors: Factors, kept: LearnedSignal) -> Rows:
-        return signal.fold_in(factors, signal.sources(factors)[items], weights)
+        return signal.fold_in(factors, signal.sources(factors)[items], part)
 
-    return _user_rows(newcomers, blocks, history.shape[0], fold_in)
+    return _user_rows(newcomers, blocks, history.weights.shape[0], fold_in)
 
 
 def told_user_rows(
@@ -144,6 +145,7 @@ def told_user_rows(
         embeddings: encoder's name -> unit rows (n, d) of what n users say.
     """
     n = _n_rows(embeddings)
+    history = History(sp.identity(n, dtype=np.float32, format="csr"))
 
     def fold_in(signal: Signal, factors: Factors, kept: LearnedSignal) -> Rows:
         sources = signal.sources(factors)
@@ -151,7 +153,7 @@ def told_user_rows(
         # Words give item rows; where users are made of something else they say nothing.
         if sources is factors.items:
             wanted, _ = _described(kept, signal, factors, embeddings)
-        return signal.fold_in(factors, wanted, sp.identity(n, dtype=np.float32, format="csr"))
+        return signal.fold_in(factors, wanted, history)
 
     return _user_rows(newcomers, blocks, n, fold_in)
 

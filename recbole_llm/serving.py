@@ -24,7 +24,7 @@ from recbole_llm.saved_tables import SavedTables, read_tables
 from recbole_llm.scoring import Scorer, find_device
 from recbole_llm.slices import seeded_rank, top_items
 from recbole_llm.text import clean
-from recbole_llm.training_data import entries, with_ones
+from recbole_llm.training_data import History, entries, with_ones
 
 # Scores of a batch, and what ranking them takes beside.
 _BATCH_BYTES = 1 << 28
@@ -324,7 +324,7 @@ class Recommender:
             shape=known.shape,
         )
         history = known.maximum(liked).tocsr().astype(np.float32)
-        folded = user_rows(self.tables.newcomers, blocks, history)
+        folded = user_rows(self.tables.newcomers, blocks, History(history))
         # Nothing but a few likes says little of somebody: what was expected before counts too.
         before = [block.users[rows] for block in blocks] if is_user else self._mean_user
         is_new = np.diff(known.indptr) == 0

@@ -5,12 +5,60 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from recbole_llm.factors import Index, Mask, Rows
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """What some users had to do with: how much each item counts, and in which order they came.
+
+    Attributes:
+        weights: CSR float32 (n, m), > 0; an interaction of mean weight counts 1.
+        age: int32, aligned with ``weights.data``: 0 for a user's last item, 1 for the one before,
+            …; items of one moment share an age. None where there is no order.
+        own_texts: encoder's name -> unit rows (n, d) of what the users say of themselves.
+    """
+
+    weights: sp.csr_matrix
+    age: NDArray[np.int32] | None = None
+    own_texts: Mapping[str, Rows] = field(default_factory=dict)
+
+    def decayed(self, decay: float) -> sp.csr_matrix:
+        """``weights · decay**age``, CSR float32 (n, m); without an order the weights themselves.
+
+        Args:
+            decay: in (0, 1], the factor from one moment of the history to the one before.
+        """
+        if decay == 1 or self.age is None:
+            return self.weights
+        matrix = self.weights.copy()
+        matrix.data = (matrix.data * np.power(decay, self.age, dtype=np.float64)).astype(np.float32)
+        # Below that numbers lose digits and speed, and weights have to be above 0.
+        matrix.data[matrix.data < np.finfo(np.float32).tiny] = 0
+        matrix.eliminate_zeros()
+        return matrix
+
+    def __getitem__(self, key: Any) -> History:
+        """Some users (``history[users]``), or some items (``history[:, items]``)."""
+        matrix = self.weights
+        place = sp.csr_matrix(
+            (np.arange(matrix.nnz), matrix.indices, matrix.indptr), shape=matrix.shape
+        )[key]
+        weights = sp.csr_matrix(
+            (matrix.data[place.data], place.indices, place.indptr), shape=place.shape
+        )
+        users = key[0] if isinstance(key, tuple) else key
+        return History(
+            weights,
+            None if self.age is None else self.age[place.data],
+            {name: rows[users] for name, rows in self.own_texts.items()},
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +105,11 @@ class TrainingData:
         if scaled.nnz:
             scaled.data = scaled.data / scaled.data.mean(dtype=np.float64).astype(np.float32)
         return scaled
+
+    @property
+    def history(self) -> History:
+        """What the users are folded in by."""
+        return History(self.confidence, self.age, self.user_embeddings)
 
     @cached_property
     def item_counts(self) -> NDArray[np.int64]:

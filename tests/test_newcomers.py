@@ -14,7 +14,7 @@ from recbole_llm.newcomers import user_rows
 from recbole_llm.saved_tables import SavedTables, read_tables, write_tables
 from recbole_llm.serving import VISITOR, Recommender
 from recbole_llm.settings import RunOptions
-from recbole_llm.training_data import TrainingData
+from recbole_llm.training_data import History, TrainingData
 
 N_USERS, N_ITEMS, N_COLD = 60, 41, 6
 COLD = np.arange(N_ITEMS) >= N_ITEMS - N_COLD
@@ -95,7 +95,7 @@ def scores(blocks, row):
 
 
 def test_newcomers_score_is_the_sum_of_gain_and_z_score_of_each_signal(saved):
-    newcomers, history = saved.newcomers, saved.known[[3]]
+    newcomers, history = saved.newcomers, History(saved.known[[3]])
     rows = user_rows(newcomers, saved.blocks, history)
     blocks = [
         dataclasses.replace(block, users=users, offset=np.zeros(1, np.float32))
@@ -215,7 +215,7 @@ def test_what_was_expected_of_somebody_new_counts_as_one_more_like(saved, names)
     found = serve(saved).recommend_for(user=names, liked=liked, k=N_ITEMS, exclude_known=False)
 
     def rows(counts):
-        return user_rows(saved.newcomers, saved.blocks, sp.csr_matrix(counts[None, :]))
+        return user_rows(saved.newcomers, saved.blocks, History(sp.csr_matrix(counts[None, :])))
 
     likes = np.zeros(N_ITEMS, dtype=np.float32)
     likes[[3, 6]] = 1
@@ -254,7 +254,7 @@ def test_wide_table_without_weight_says_nothing_of_newcomers(gate):
     signals = list(gate.newcomers.signals)
     signals[place] = dataclasses.replace(signals[place], gain=0.0)
     newcomers = dataclasses.replace(gate.newcomers, signals=tuple(signals))
-    rows = user_rows(newcomers, blocks, gate.known[[3]])
+    rows = user_rows(newcomers, blocks, History(gate.known[[3]]))
     assert abs(rows[wide[0]]).sum() == 0
     assert all(np.isfinite(part.data if sp.issparse(part) else part).all() for part in rows)
 

@@ -18,7 +18,7 @@ from recbole_llm.errors import FitError
 from recbole_llm.factors import Factors, Rows, Table
 from recbole_llm.settings import RunOptions, Search, setting
 from recbole_llm.signals.base import SingleSignal
-from recbole_llm.training_data import TrainingData
+from recbole_llm.training_data import History, TrainingData
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,13 @@ class ALSSignal(SingleSignal):
         users[0] = 0
         return Factors.of(users, items, data.warm_items)
 
-    def fold_in(self, factors: Factors, liked: Rows, weights: sp.csr_matrix) -> Table:
+    def fold_in(self, factors: Factors, liked: Rows, history: History) -> Table:
         """The users' half of a sweep, solved exactly."""
         items = np.asarray(factors.items[factors.known], dtype=np.float64)
         return solve_users(
             items.T @ items,
             np.asarray(liked, dtype=np.float64),
-            weights * self.alpha,
+            history.weights * self.alpha,
             penalty=self.regularization,
         )
 

@@ -6,13 +6,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
-import scipy.sparse as sp
 from sklearn.preprocessing import normalize
 
 from recbole_llm.factors import Factors, Rows
 from recbole_llm.intent import user_intent
 from recbole_llm.settings import RunOptions, Words
-from recbole_llm.training_data import TrainingData
+from recbole_llm.training_data import History, TrainingData
 
 SomeSignal = TypeVar("SomeSignal", bound="Signal")
 
@@ -58,14 +57,13 @@ class Signal(Protocol):
         """What each item adds to the row of a user who has it, (n_items, s): its row, mostly."""
         ...
 
-    def fold_in(self, factors: Factors, liked: Rows, weights: sp.csr_matrix) -> Rows:
+    def fold_in(self, factors: Factors, liked: Rows, history: History) -> Rows:
         """User rows of newcomers from their histories; nothing is learned anew.
 
         Args:
             factors: the signal as it was fitted; of its users nothing is read.
             liked: (m, s), rows of :meth:`sources`, or item rows of like kind made from words.
-            weights: CSR float32 (n_new, m), what each counts in a history, > 0; an interaction of
-                mean weight counts 1.
+            history: of n_new users over the m rows.
 
         Returns:
             float32 (n_new, d), rows as of ``factors.users``; zero for an empty history, where
@@ -131,9 +129,9 @@ class TextSignal(SingleSignal):
     uses_text: ClassVar[bool] = True
     uses_embeddings: ClassVar[bool] = True
 
-    def fold_in(self, factors: Factors, liked: Rows, weights: sp.csr_matrix) -> Rows:
+    def fold_in(self, factors: Factors, liked: Rows, history: History) -> Rows:
         """The direction of what is liked, summed."""
-        return user_intent(normalize(weights, norm="l1"), liked)
+        return user_intent(normalize(history.weights, norm="l1"), liked)
 
     def variants(self: SomeSignal, name: str, encoders: Sequence[str]) -> dict[str, SomeSignal]:
         """One signal per encoder, ``name:encoder``."""

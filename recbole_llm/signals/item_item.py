@@ -17,7 +17,7 @@ from recbole_llm.errors import FitError
 from recbole_llm.factors import Factors, Rows, Table, batches
 from recbole_llm.settings import RunOptions, setting
 from recbole_llm.signals.base import SingleSignal, SkippedSignal
-from recbole_llm.training_data import TrainingData, with_ones
+from recbole_llm.training_data import History, TrainingData, with_ones
 
 _SOURCE = "source"
 
@@ -62,9 +62,9 @@ class ItemItemSignal(SingleSignal):
             return factors.extra[_SOURCE]
         return sp.identity(factors.n_items, dtype=np.float32, format="csr")
 
-    def fold_in(self, factors: Factors, liked: Rows, weights: sp.csr_matrix) -> Rows:
+    def fold_in(self, factors: Factors, liked: Rows, history: History) -> Rows:
         """The sum of what is liked, whatever it counts, as in fitting."""
-        return with_ones(weights) @ liked
+        return with_ones(history.weights) @ liked
 
 
 def ridge_item_item(interactions: sp.csr_matrix, *, regularization: float) -> Table:

@@ -17,7 +17,7 @@ from sklearn.preprocessing import OneHotEncoder, normalize
 from recbole_llm.factors import Factors, Rows, Table
 from recbole_llm.settings import RunOptions, Search, setting
 from recbole_llm.signals.base import SingleSignal, SkippedSignal
-from recbole_llm.training_data import TrainingData
+from recbole_llm.training_data import History, TrainingData
 
 _FOLD = "fold"
 
@@ -97,8 +97,9 @@ class LightFMSignal(SingleSignal):
         extra = {_FOLD: history_map(data.confidence, table, users)}
         return Factors.of(users, table, known, extra)
 
-    def fold_in(self, factors: Factors, liked: Rows, weights: sp.csr_matrix) -> Table:
+    def fold_in(self, factors: Factors, liked: Rows, history: History) -> Table:
         """What the history says of a trained user's row, and the items' biases."""
+        weights = history.weights
         users = history_rows(weights, np.asarray(liked)[:, :-1]) @ factors.extra[_FOLD]
         told = (np.diff(weights.indptr) > 0)[:, None]
         return np.hstack([users, told]).astype(np.float32)

@@ -97,7 +97,7 @@ def check_newcomers(name: str, signal: Signal) -> None:
     run = RunOptions(seed=7, progress=False)
     for variant in signal.variants(name, [ENCODER]).values():
         factors = variant.fit(train, run)
-        items, history = factors.items.copy(), train.confidence
+        items, history = factors.items.copy(), train.history
         liked = variant.sources(factors)
         rows = variant.fold_in(factors, liked, history)
         assert rows.shape == factors.users.shape
