@@ -184,17 +184,24 @@ class TablesDataset(Dataset):
         """The interactions of this part, CSR float32 (n_users, n_items)."""
         return self._matrix()[0]
 
-    def known_pairs(self) -> sp.csr_matrix:
-        """What each pair of this part counts, 1 in the mean, 0s kept, CSR float32."""
+    def known_pairs(self) -> tuple[sp.csr_matrix, NDArray[np.int32] | None]:
+        """What each pair of this part counts, 1 in the mean, 0s kept, CSR float32; and its age.
+
+        What counts nothing has age 0.
+        """
         feat = self.inter_feat
         users, items = feat[self.uid_field].numpy(), feat[self.iid_field].numpy()
         ones = np.ones(len(users), dtype=np.float32)
         pairs, _ = interaction_matrix(users, items, ones, (self.user_num, self.item_num))
-        weights = self.training_matrix()
+        weights, ages = self._matrix()
         pairs.data = np.asarray(weights[entries(pairs)], dtype=np.float32).ravel()
         if weights.nnz:
             pairs.data /= weights.data.mean(dtype=np.float64).astype(np.float32)
-        return pairs
+        if ages is None:
+            return pairs, None
+        age = np.zeros(pairs.nnz, dtype=np.int32)
+        age[pairs.data > 0] = ages
+        return pairs, age
 
     def grown_histories(self) -> tuple[Index, History] | None:
         """Users who are known better before this part than by training, and all they are known by.

@@ -52,13 +52,15 @@ class TablesTrainer(TraditionalTrainer):
     def _tables(self) -> SavedTables:
         """The fitted model as it is served: RecBole's own checkpoint is a pickle."""
         train, report = self._parts[0], self.model.report
+        known, age = train.known_pairs()
         return SavedTables(
             blocks=self.model.blocks,
             user_ids=tuple(map(str, train.field2id_token[train.uid_field])),
             item_ids=tuple(map(str, train.field2id_token[train.iid_field])),
             item_titles=train.item_titles(self.model.settings.text.item_text_fields),
             item_texts=self.model.item_texts,
-            known=train.known_pairs(),
+            known=known,
+            age=age,
             newcomers=self.model.newcomers,
             facts={
                 "model": self.config["model"],
