@@ -36,6 +36,7 @@ from recbole_llm.settings import RunOptions, TextSettings
 from recbole_llm.signal_cache import fit_cached
 from recbole_llm.signals import Signal, SkippedSignal
 from recbole_llm.training_data import TrainingData, without_items
+from recbole_llm.tuning.recency import choose_decay
 from recbole_llm.tuning.signal_search import search_signal, search_space
 from recbole_llm.tuning.weights import select_weights, tune_weights
 
@@ -122,7 +123,7 @@ def fit_model(
         fitted = _fit_signals(data, texts, validation, settings, metric, run, report)
     with report.timed("tune"):
         fused = _fuse(fitted, data, texts, validation, settings, metric, run, report)
-    return fused.blocks, report, _newcomers(fitted, fused, encoders)
+    return fused.blocks, report, _newcomers(fitted, fused, encoders, data.user_embeddings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,6 +214,7 @@ def _fit_signals(
                 signal, factors, searched = _fit_one(
                     label, signal, data, validation, settings, metric, run, fixed
                 )
+                signal, factors = choose_decay(signal, factors, data, validation, metric, run)
             except SkippedSignal as reason:
                 skipped[label] = str(reason)
                 logger.warning(f"{label}: left out, {reason}")
@@ -223,6 +225,10 @@ def _fit_signals(
             report.signals[label] = value
             report.settings[label] = dataclasses.asdict(signal)  # type: ignore[call-overload]
             alone = f"alone {metric} {value:.4f} on the validation split" if value else "fitted"
+            decay = report.settings[label].get("history_decay")
+            if decay is not None:
+                in_force = "" if data.age is not None else " (off: there is no order)"
+                searched += f", history_decay {decay:g}{in_force}"
             logger.info(f"{label}: {alone}{searched} [{perf_counter() - start:.1f}s]")
     if not fitted:
         raise DataError("nothing to learn from: " + "; ".join(dict.fromkeys(skipped.values())))
@@ -363,7 +369,10 @@ def _fuse(
 
 
 def _newcomers(
-    fitted: Mapping[str, _Fitted], fused: Fused, encoders: Mapping[str, str]
+    fitted: Mapping[str, _Fitted],
+    fused: Fused,
+    encoders: Mapping[str, str],
+    own_texts: Mapping[str, Rows],
 ) -> Newcomers:
     cold_gains = fused.cold_gains or fused.weights
     signals = (
@@ -378,7 +387,7 @@ def _newcomers(
         for label, part in fitted.items()
     )
     in_blocks = tuple(signal for signal in signals if signal.gain or signal.cold_gain)
-    return Newcomers(in_blocks, fused.cold_level or 0.0, encoders)
+    return Newcomers(in_blocks, fused.cold_level or 0.0, encoders, own_texts)
 
 
 def _log(report: FitReport, metric: Metric) -> None:

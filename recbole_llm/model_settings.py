@@ -27,7 +27,7 @@ class ChoiceSettings:
     """Which signals a hybrid is made of."""
 
     signals: Words = setting(
-        ("als", "lightfm", "item_item", "text_intent", "text_map", "popularity"),
+        ("als", "lightfm", "item_item", "text_intent", "text_map", "next_item", "popularity"),
         "Signals that are fused.",
     )
 

@@ -2,15 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from recbole_llm.factors import Index, Mask, Rows
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """What some users had to do with: how much each item counts, and in which order they came.
+
+    Attributes:
+        weights: CSR float32 (n, m), > 0; an interaction of mean weight counts 1.
+        age: int32, aligned with ``weights.data``: 0 for a user's last item, 1 for the one before,
+            …; items of one moment share an age. None where there is no order.
+        own_texts: encoder's name -> unit rows (n, d) of what the users say of themselves.
+    """
+
+    weights: sp.csr_matrix
+    age: NDArray[np.int32] | None = None
+    own_texts: Mapping[str, Rows] = field(default_factory=dict)
+
+    def decayed(self, decay: float) -> sp.csr_matrix:
+        """``weights · decay**age``, CSR float32 (n, m); without an order the weights themselves.
+
+        Args:
+            decay: in (0, 1], the factor from one moment of the history to the one before.
+        """
+        if decay == 1 or self.age is None:
+            return self.weights
+        matrix = self.weights.copy()
+        matrix.data = (matrix.data * np.power(decay, self.age, dtype=np.float64)).astype(np.float32)
+        # Below that numbers lose digits and speed, and weights have to be above 0.
+        matrix.data[matrix.data < np.finfo(np.float32).tiny] = 0
+        matrix.eliminate_zeros()
+        return matrix
+
+    def then(self, items: Sequence[int]) -> History:
+        """The histories of all users with some more items, the last one last.
+
+        Args:
+            items: item rows, each once; they count 1, or more where they counted more before.
+
+        Returns:
+            Histories without what counted nothing (weight 0).
+        """
+        n_users, n = self.weights.shape[0], len(items)
+        counts = self.weights.data > 0
+        users, before = (part[counts] for part in entries(self.weights))
+        ages = np.zeros(len(users), np.int32) if self.age is None else self.age[counts]
+        user = np.r_[users, np.repeat(np.arange(n_users), n)]
+        item = np.r_[before, np.tile(np.asarray(items, dtype=np.int64), n_users)]
+        age = np.r_[ages + n, np.tile(np.arange(n)[::-1], n_users)].astype(np.int32)
+        weight = np.r_[self.weights.data[counts], np.ones(n * n_users)].astype(np.float32)
+        # An item that comes again is as old as it was last, which is the first in this order.
+        order = np.lexsort((age, item, user))
+        user, item, age, weight = user[order], item[order], age[order], weight[order]
+        first = np.flatnonzero(np.diff(user * self.weights.shape[1] + item, prepend=-1))
+        weight = np.maximum.reduceat(weight, first) if len(first) else weight
+        ends = np.r_[0, np.cumsum(np.bincount(user[first], minlength=n_users))]
+        weights = sp.csr_matrix((weight, item[first], ends), shape=self.weights.shape)
+        return History(weights, age[first], self.own_texts)
+
+    def __getitem__(self, key: Any) -> History:
+        """Some users (``history[users]``), or some items of all (``history[:, items]``)."""
+        matrix = self.weights
+        users = key[0] if isinstance(key, tuple) else np.asarray(key)
+        if isinstance(key, tuple):
+            place = sp.csr_matrix(
+                (np.arange(matrix.nnz), matrix.indices, matrix.indptr), shape=matrix.shape
+            )[key]
+            kept, columns, ends, shape = place.data, place.indices, place.indptr, place.shape
+        else:  # that of one user of millions has to be quick
+            start, end = matrix.indptr[users], matrix.indptr[users + 1]
+            ends = np.r_[0, np.cumsum(end - start)]
+            kept = np.arange(ends[-1]) + np.repeat(start - ends[:-1], end - start)
+            columns, shape = matrix.indices[kept], (len(users), matrix.shape[1])
+        return History(
+            sp.csr_matrix((matrix.data[kept], columns, ends), shape=shape),
+            None if self.age is None else self.age[kept],
+            {name: rows[users] for name, rows in self.own_texts.items()},
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +136,11 @@ class TrainingData:
             scaled.data = scaled.data / scaled.data.mean(dtype=np.float64).astype(np.float32)
         return scaled
 
+    @property
+    def history(self) -> History:
+        """What the users are folded in by."""
+        return History(self.confidence, self.age, self.user_embeddings)
+
     @cached_property
     def item_counts(self) -> NDArray[np.int64]:
         """Number of users who interacted with each item, int64 (n_items,)."""
@@ -71,13 +154,19 @@ class TrainingData:
 
 def without_items(data: TrainingData, items: Mask) -> TrainingData:
     """The data as they were before anyone interacted with some items, bool (n_items,)."""
+    return with_entries(data, ~items[data.interactions.indices])
+
+
+def with_entries(data: TrainingData, kept: Mask) -> TrainingData:
+    """The data as if some of the entries were all, bool (nnz,); ages are counted anew."""
     matrix = data.interactions
-    kept = ~items[matrix.indices]
     before = np.r_[0, np.cumsum(kept)]
     interactions = sp.csr_matrix(
         (matrix.data[kept], matrix.indices[kept], before[matrix.indptr]), shape=matrix.shape
     )
     age = None if data.age is None else data.age[kept]
+    if age is not None:
+        age = _age(entries(interactions)[0], -age.astype(np.float64))
     return replace(data, interactions=interactions, age=age)
 
 
@@ -111,7 +200,7 @@ def interaction_matrix(
 
     Returns:
         The summed weights as CSR float32 with sorted indices, and the entries' ages as in
-        :class:`TrainingData`, None without times.
+        :class:`TrainingData`; None without times, and where all of each user are the same.
     """
     kept = weights > 0
     users, items, weights = users[kept], items[kept], weights[kept]
@@ -121,7 +210,8 @@ def interaction_matrix(
         return matrix, None
     rows, _ = entries(matrix)
     latest = _latest(users, items, times[kept], matrix, rows)
-    return matrix, _age(rows, latest)
+    age = _age(rows, latest)
+    return matrix, age if age.any() else None
 
 
 def _latest(

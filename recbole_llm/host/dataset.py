@@ -13,17 +13,22 @@ from recbole.data.dataset import Dataset
 from recbole.utils import FeatureSource, FeatureType
 
 from recbole_llm.errors import DataError, SettingsError, did_you_mean
+from recbole_llm.factors import Index
 from recbole_llm.host.config import given_settings, prepare
 from recbole_llm.model_settings import ModelSettings
 from recbole_llm.settings import HistorySettings, read_section
 from recbole_llm.text import categorical_fields, compose, read_feature_table, text_fields
-from recbole_llm.training_data import TrainingData, entries, interaction_matrix
+from recbole_llm.training_data import History, TrainingData, entries, interaction_matrix
 
 # Numbers the rows of the data set, so that a split finds its raw values again. A token field:
 # RecBole keeps those as int64, and float32 would lose count at 16.8 million.
 _ROW = "recbole_llm_row"
 # Scores of a batch of users in full ranking: 64 MB.
 _BATCH_SCORES = 1 << 24
+# Read as the order where there is no time field.
+_POSITION = "position"
+# A few users' clocks may be wrong; in a random split few users have their validation rows last.
+_NEARLY_ALL = 0.9
 
 
 class TablesDataset(Dataset):
@@ -31,8 +36,12 @@ class TablesDataset(Dataset):
 
     Attributes:
         raw_weights: float64 (n_rows,), what each interaction counts, from the file's own values.
-        raw_times: float64 (n_rows,), or None without a time field.
+        raw_times: float64 (n_rows,), or None without an order.
+        earlier: the parts that come before this one: none for training, training for validation,
+            both for test.
     """
+
+    earlier: tuple[TablesDataset, ...] = ()
 
     def __init__(self, config: Any) -> None:
         prepare(config)
@@ -48,17 +57,57 @@ class TablesDataset(Dataset):
             config["eval_batch_size"] = users * self.item_num
 
     def _load_data(self, token: str, dataset_path: str) -> None:
-        field = self.history.interaction_weight_field
         load = self.config["load_col"]
-        if field and load and "inter" in load and field not in load["inter"]:
-            load["inter"] = [*load["inter"], field]
+        for field in (self.history.interaction_weight_field, self.history.order_field):
+            if field and load and "inter" in load and field not in load["inter"]:
+                load["inter"] = [*load["inter"], field]
         super()._load_data(token, dataset_path)
+        # What RecBole sorts by where `eval_args` have `order: TO`, and before it removes repeats.
+        self.time_field = self._order_field()
+        self._file_rows = np.arange(len(self.inter_feat))
+
+    def _order_field(self) -> str:
+        """The field that says in which order a user's interactions came; it may be missing.
+
+        Raises:
+            SettingsError: the field that the user named is missing or holds words.
+        """
+        field = self.history.order_field
+        if field is None:
+            has_time = self.time_field in self.inter_feat
+            return self.time_field if has_time or not self._is_number(_POSITION) else _POSITION
+        if field not in self.inter_feat:
+            raise self._no_field("order_field", field)
+        if not self._is_number(field):
+            raise SettingsError(
+                f"`order_field`: `{field}` holds words; name a field of numbers, such as a time"
+            )
+        return field
+
+    def _is_number(self, field: str) -> bool:
+        return field in self.inter_feat and self.field2type[field] == FeatureType.FLOAT
+
+    def _no_field(self, setting: str, field: str) -> SettingsError:
+        fields = [name for name in self.inter_feat if name != _ROW]
+        return SettingsError(
+            f"`{setting}`: {self.dataset_name}.inter has no field `{field}`; it has: "
+            f"{', '.join(fields)}" + did_you_mean(field, fields)
+        )
+
+    def _reset_index(self) -> None:
+        # Last look at the file's numbering; removing repeats has sorted the rows by time.
+        self._file_rows = self.inter_feat.index.to_numpy()
+        super()._reset_index()
 
     def _fill_nan(self) -> None:
         # Before RecBole fills NaN with the mean and scales every float to 0..1.
         self.raw_weights = self._weights(self.history)
-        times = self._checked(self.time_field) if self.time_field in self.inter_feat else None
-        self.raw_times = times
+        self.raw_times = None
+        if self.time_field in self.inter_feat:
+            self.raw_times = self._checked(self.time_field)
+            # RecBole sorts by float32, in which Unix seconds are rounded and ranks are not.
+            order = np.lexsort((self._file_rows, self.raw_times))
+            self.inter_feat[self.time_field] = np.argsort(order).astype(np.float64)
         if self.config["RATING_FIELD"] in self.inter_feat:
             self._checked(self.config["RATING_FIELD"])
         self.inter_feat[_ROW] = np.arange(len(self.inter_feat))
@@ -84,11 +133,7 @@ class TablesDataset(Dataset):
                 raise SettingsError("`behaviour_weights` needs `interaction_weight_field`")
             return np.ones(len(self.inter_feat))
         if field not in self.inter_feat:
-            fields = [name for name in self.inter_feat if name != _ROW]
-            raise SettingsError(
-                f"`interaction_weight_field`: {self.dataset_name}.inter has no field `{field}`; "
-                f"it has: {', '.join(fields)}" + did_you_mean(field, fields)
-            )
+            raise self._no_field("interaction_weight_field", field)
         if settings.behaviour_weights is not None:
             return self._behaviour_weights(field, settings)
         if self.field2type[field] != FeatureType.FLOAT:
@@ -117,28 +162,70 @@ class TablesDataset(Dataset):
             )
         return np.array([settings.behaviour_weights[str(word)] for word in words])
 
+    def build(self) -> list[TablesDataset]:
+        """RecBole's parts, each with those before it."""
+        parts = super().build()
+        for number, part in enumerate(parts):
+            part.earlier = tuple(parts[:number])
+        return parts
+
+    def comes_after(self, known: TablesDataset) -> bool:
+        """Whether nearly all users with rows in both parts have those of this one later."""
+        if self.raw_times is None:
+            return False
+        last, first = np.full(self.user_num, -np.inf), np.full(self.user_num, np.inf)
+        for part, times, bound in ((known, last, np.maximum), (self, first, np.minimum)):
+            feat = part.inter_feat
+            bound.at(times, feat[part.uid_field].numpy(), self.raw_times[feat[_ROW].numpy()])
+        in_both = np.isfinite(last) & np.isfinite(first)
+        return bool(in_both.any() and (first >= last)[in_both].mean() > _NEARLY_ALL)
+
     def training_matrix(self) -> sp.csr_matrix:
         """The interactions of this part, CSR float32 (n_users, n_items)."""
         return self._matrix()[0]
 
-    def known_pairs(self) -> sp.csr_matrix:
-        """What each pair of this part counts, 1 in the mean, 0s kept, CSR float32."""
+    def known_pairs(self) -> tuple[sp.csr_matrix, NDArray[np.int32] | None]:
+        """What each pair of this part counts, 1 in the mean, 0s kept, CSR float32; and its age.
+
+        What counts nothing has age 0.
+        """
         feat = self.inter_feat
         users, items = feat[self.uid_field].numpy(), feat[self.iid_field].numpy()
         ones = np.ones(len(users), dtype=np.float32)
         pairs, _ = interaction_matrix(users, items, ones, (self.user_num, self.item_num))
-        weights = self.training_matrix()
+        weights, ages = self._matrix()
         pairs.data = np.asarray(weights[entries(pairs)], dtype=np.float32).ravel()
         if weights.nnz:
             pairs.data /= weights.data.mean(dtype=np.float64).astype(np.float32)
-        return pairs
+        if ages is None:
+            return pairs, None
+        age = np.zeros(pairs.nnz, dtype=np.int32)
+        age[pairs.data > 0] = ages
+        return pairs, age
 
-    def _matrix(self) -> tuple[sp.csr_matrix, NDArray[np.int32] | None]:
-        feat = self.inter_feat
-        rows = feat[_ROW].numpy()
+    def grown_histories(self) -> tuple[Index, History] | None:
+        """Users who are known better before this part than by training, and all they are known by.
+
+        None for the training and the validation part, and where nobody is.
+        """
+        if not any(len(part) for part in self.earlier[1:]):
+            return None
+        matrix, age = self._matrix(self.earlier)
+        weights = self.earlier[0].training_matrix().data
+        if len(weights):  # 1 stays what counts as much as the mean of training
+            matrix.data = matrix.data / weights.mean(dtype=np.float64).astype(np.float32)
+        users = np.unique(_column(self.earlier[1:], self.uid_field))
+        return users, History(matrix, age)[users]
+
+    def _matrix(
+        self, parts: Sequence[TablesDataset] = ()
+    ) -> tuple[sp.csr_matrix, NDArray[np.int32] | None]:
+        """This part's interactions, or several parts', and their ages."""
+        parts = parts or (self,)
+        rows = _column(parts, _ROW)
         return interaction_matrix(
-            feat[self.uid_field].numpy(),
-            feat[self.iid_field].numpy(),
+            _column(parts, self.uid_field),
+            _column(parts, self.iid_field),
             self.raw_weights[rows].astype(np.float32),
             (self.user_num, self.item_num),
             None if self.raw_times is None else self.raw_times[rows],
@@ -217,3 +304,8 @@ class TablesDataset(Dataset):
             )
         ids = self.field2id_token[self.uid_field]
         return tuple(compose(table, fields, ids, setting="user_text_fields"))
+
+
+def _column(parts: Sequence[TablesDataset], field: str) -> Index:
+    """A field of whole numbers of all interactions of some parts."""
+    return np.concatenate([part.inter_feat[field].numpy() for part in parts])

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.sparse as sp
 
 from recbole_llm.factors import Factors, Rows, Table
 from recbole_llm.settings import RunOptions
 from recbole_llm.signals.base import SingleSignal
-from recbole_llm.training_data import TrainingData
+from recbole_llm.training_data import History, TrainingData
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,6 @@ class PopularitySignal(SingleSignal):
         items = np.log1p(data.item_counts).astype(np.float32)[:, None]
         return Factors.of(users, items, data.warm_items)
 
-    def fold_in(self, factors: Factors, liked: Rows, weights: sp.csr_matrix) -> Table:
+    def fold_in(self, factors: Factors, liked: Rows, history: History) -> Table:
         """The same row for everybody."""
-        return np.ones((weights.shape[0], 1), dtype=np.float32)
+        return np.ones((history.weights.shape[0], 1), dtype=np.float32)

@@ -10,13 +10,13 @@ import scipy.sparse as sp
 from recbole_llm.factors import Factors, Index, Rows, Table, unit_rows
 from recbole_llm.settings import RunOptions
 from recbole_llm.signals import Signal
-from recbole_llm.training_data import TrainingData, entries
+from recbole_llm.training_data import History, TrainingData, entries, with_entries
 
 ENCODER = "rows"
 
 
 def small_data(seed: int = 0, n_users: int = 40, n_items: int = 30) -> TrainingData:
-    """Two tastes, their texts, one cold item, one item without text, one user without history."""
+    """Two tastes, their texts, an order, a cold item, one without text, a user without history."""
     rng = np.random.default_rng(seed)
     taste = np.arange(n_items) % 2
     liked = rng.random((n_users, n_items)) < np.where(
@@ -25,8 +25,11 @@ def small_data(seed: int = 0, n_users: int = 40, n_items: int = 30) -> TrainingD
     liked[0], liked[:, 0], liked[:, -1], liked[-1] = False, False, False, False
     rows = unit_rows((np.eye(2)[taste] + 0.1 * rng.normal(size=(n_items, 2))).astype(np.float32))
     rows[[0, 1]] = 0
+    interactions = sp.csr_matrix(liked.astype(np.float32))
+    ages = [rng.permutation(count) for count in np.diff(interactions.indptr)]
     return TrainingData(
-        interactions=sp.csr_matrix(liked.astype(np.float32)),
+        interactions=interactions,
+        age=np.concatenate(ages).astype(np.int32),
         item_texts=("", "", *(f"taste {t} of item {i}" for i, t in enumerate(taste[2:]))),
         item_embeddings={ENCODER: rows},
     )
@@ -97,7 +100,7 @@ def check_newcomers(name: str, signal: Signal) -> None:
     run = RunOptions(seed=7, progress=False)
     for variant in signal.variants(name, [ENCODER]).values():
         factors = variant.fit(train, run)
-        items, history = factors.items.copy(), train.confidence
+        items, history = factors.items.copy(), train.history
         liked = variant.sources(factors)
         rows = variant.fold_in(factors, liked, history)
         assert rows.shape == factors.users.shape
@@ -121,9 +124,11 @@ def _dense(rows: Rows) -> Table:
 
 
 def permuted(data: TrainingData, users: Index, items: Index) -> TrainingData:
-    """The same data with users and items in another order; age and categories are not kept."""
+    """The same data with users and items in another order; categories are not kept."""
+    history = History(data.interactions, data.age)[users][:, items]
     return TrainingData(
-        interactions=data.interactions[users][:, items].tocsr(),
+        interactions=history.weights,
+        age=history.age,
         item_texts=tuple(data.item_texts[item] for item in items),
         item_embeddings={name: rows[items] for name, rows in data.item_embeddings.items()},
     )
@@ -138,12 +143,8 @@ def _orders(data: TrainingData, seed: int) -> tuple[Index, Index]:
 
 def _hold_out(data: TrainingData) -> tuple[TrainingData, sp.csr_matrix]:
     """The data without every tenth interaction, and those interactions."""
-    held = data.interactions.copy()
-    held.data[np.arange(held.nnz) % 10 > 0] = 0
-    held.eliminate_zeros()
-    rest = (data.interactions - held).tocsr()
-    rest.eliminate_zeros()
-    return dataclasses.replace(data, interactions=rest), held
+    is_held = np.arange(data.interactions.nnz) % 10 == 0
+    return with_entries(data, ~is_held), with_entries(data, is_held).interactions
 
 
 def _found(factors: Factors, held_out: sp.csr_matrix) -> float:

@@ -18,6 +18,7 @@ from recbole_llm.testing.signals import (
     check_signal,
     small_data,
 )
+from recbole_llm.training_data import History
 
 RUN = RunOptions(progress=False)
 
@@ -54,7 +55,7 @@ def test_als_folds_in_as_implicit_recalculates_a_user(alpha, regularization):
     )
     model.item_factors, model.user_factors = factors.items, factors.users
     expected = model.recalculate_user(np.arange(data.n_users), data.confidence)
-    found = signal.fold_in(factors, factors.items, data.confidence)
+    found = signal.fold_in(factors, factors.items, data.history)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -62,7 +63,7 @@ def test_als_without_a_penalty_folds_in_few_items():
     factors = Factors.of(
         np.zeros((2, 3), np.float32), np.eye(4, 3, -1, np.float32), np.array([0, 1, 1, 0], bool)
     )
-    history = sp.csr_matrix(np.array([[0, 1, 0, 0]], np.float32))
+    history = History(sp.csr_matrix(np.array([[0, 1, 0, 0]], np.float32)))
     row = ALSSignal(regularization=0.0).fold_in(factors, factors.items, history)
     np.testing.assert_allclose(row, [[1, 0, 0]], atol=1e-5)
 
