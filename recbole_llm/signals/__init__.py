@@ -11,6 +11,7 @@ from recbole_llm.signals.base import Signal, SkippedSignal
 from recbole_llm.signals.item_item import ItemItemSignal
 from recbole_llm.signals.lightfm import LightFMSignal
 from recbole_llm.signals.popularity import PopularitySignal
+from recbole_llm.signals.sequence import SequenceSignal
 from recbole_llm.signals.text_intent import TextIntentSignal
 from recbole_llm.signals.text_map import TextMapSignal
 
@@ -23,6 +24,7 @@ SIGNALS: dict[str, type[Signal]] = {
     "text_intent": TextIntentSignal,
     "text_map": TextMapSignal,
     "popularity": PopularitySignal,
+    "sequence": SequenceSignal,
 }
 
 _METHODS = ("fit", "sources", "fold_in", "describe", "settle", "variants")
