@@ -8,6 +8,7 @@ from typing import Any
 
 from recbole_llm.errors import SettingsError, did_you_mean
 from recbole_llm.fusion import FUSIONS, parse_exposure
+from recbole_llm.sequence_network import SequenceShape
 from recbole_llm.settings import (
     FusionSettings,
     HistorySettings,
@@ -86,6 +87,12 @@ def model_keys(signal_names: Sequence[str] | None) -> list[Key]:
     for name in chosen:
         keys += section_keys(name, SIGNALS[name], prefix=f"{name}_")
     return keys
+
+
+def sequence_keys() -> list[Key]:
+    """The flat keys of a sequential model; how it is trained, RecBole's own keys say."""
+    text = (key for key in section_keys("text", TextSettings) if key.field != "user_text_fields")
+    return [*text, *section_keys("sequence", SequenceShape, prefix="sequence_")]
 
 
 def read_model_settings(

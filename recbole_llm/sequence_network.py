@@ -10,11 +10,12 @@ nothing is known but its text has a row on the same scale.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn.functional import (
     cross_entropy,
@@ -27,15 +28,15 @@ from torch.nn.functional import (
 
 from recbole_llm.completion import TextFeatures
 from recbole_llm.errors import SettingsError
-from recbole_llm.factors import Index, Mask, Rows, Table, batches, unit_rows
+from recbole_llm.factors import Index, Mask, Rows, Table, unit_rows
 from recbole_llm.settings import setting
 from recbole_llm.training_data import History, entries
 
 _INITIAL_SPREAD = 0.02
 _MAP = "map"
 _ENCODER = "encoder."
-# Floats that a step of a sequence takes at once, in rows of the network's width.
-_ROWS_OF_A_STEP = 16
+# Sequences that go through the encoder at once: more would mostly be padding, or fill the memory.
+_TOGETHER = 128
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,12 @@ class SequenceShape:
         at_most=1.0,
     )
     temperature: float = setting(0.1, "Temperature of the softmax over the items.", above=0.0)
+    candidates: int = setting(
+        8192,
+        "Items that each next item is ranked against in training: all warm ones where there are "
+        "no more, else as many drawn anew in each step.",
+        at_least=1,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +124,45 @@ def sequences(history: History, known: Mask, *, seed: int | None = None) -> Sequ
     order = order[known[items[order]]]
     ends = np.cumsum(np.bincount(users[order], minlength=history.weights.shape[0]))
     return Sequences(items[order], np.r_[0, ends[:-1]], ends)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """What next items are ranked against in training.
+
+    Attributes:
+        warm: int64, the items with a training interaction.
+        share: float64 (n_items,), how often each is the next one, of all.
+        most: how many of ``warm`` are drawn for a step.
+    """
+
+    warm: Index
+    share: NDArray[np.float64]
+    most: int
+
+    @classmethod
+    def of(cls, wanted: Index, n_items: int, most: int) -> Candidates:
+        """Of all the items that are wanted next, int64."""
+        counts = np.bincount(wanted, minlength=n_items)
+        return cls(np.flatnonzero(counts), counts / max(1, counts.sum()), most)
+
+    def draw(self, n_wanted: int, rng: np.random.Generator) -> tuple[Index, Table | None]:
+        """Items for one step, and the logarithms of their chances to be there, (n_items,).
+
+        All, with None, where they are few enough. Else the softmax over those drawn and those
+        wanted stands for the one over all where each score is lessened by the logarithm of the
+        item's chance to be among them (Bengio, Senécal, 2008): without that, what is often wanted
+        is ranked against too often.
+
+        Args:
+            n_wanted: next items in the step.
+            rng: of what is drawn.
+        """
+        if len(self.warm) <= self.most:
+            return self.warm, None
+        drawn = rng.choice(self.warm, self.most, replace=False)
+        missed = np.exp(-n_wanted * self.share) * (1 - self.most / len(self.warm))
+        return drawn, np.log1p(-missed).astype(np.float32)
 
 
 class _Block(nn.Module):
@@ -261,16 +307,28 @@ class SequenceNetwork(nn.Module):
             log_chance: float32 (n_items,), the logarithm of each item's chance to be ranked
                 against, which is taken off its score; None: all are, always.
         """
+        # Those of about one length go through the encoder together, so that little is padded.
+        lengths = (predicted * np.arange(1, predicted.shape[1] + 1)).max(axis=1)
+        order = np.argsort(lengths, kind="stable")
+        histories, wanted, predicted = histories[order], wanted[order], predicted[order]
         items, place = np.unique(
             np.r_[histories.ravel(), wanted[predicted], candidates], return_inverse=True
         )
         rows = self.items(items)
         device = rows.device
         before, after = np.split(place, [histories.size])
-        inputs = embedding(torch.from_numpy(before.reshape(histories.shape)).to(device), rows)
-        states = self.encoder(inputs)[torch.from_numpy(predicted).to(device)]
+        inputs = torch.from_numpy(before.reshape(histories.shape)).to(device)
+        counts = torch.from_numpy(predicted).to(device)
+        longest = np.maximum(lengths[order], 1)
+        states = torch.cat(
+            [
+                self.encoder(embedding(inputs[part, :length], rows))[counts[part, :length]]
+                for part, length in _of_one_length(longest)
+            ]
+        )
         ranked, target = np.unique(after, return_inverse=True)
-        logits = states @ rows[torch.from_numpy(ranked).to(device)].T / self.temperature
+        others = rows[torch.from_numpy(ranked).to(device)]
+        logits = (states / self.temperature) @ others.T
         if log_chance is not None:
             logits = logits - torch.from_numpy(log_chance[items[ranked]]).to(device)
         return cross_entropy(logits, torch.from_numpy(target[: len(states)]).to(device))
@@ -286,6 +344,13 @@ class SequenceNetwork(nn.Module):
         weights = {f"{_ENCODER}{name}": value for name, value in self.encoder.state_dict().items()}
         weights |= {f"{_MAP}{number}": value for number, value in enumerate(self.items.maps)}
         return {name: value.detach().cpu().numpy().copy() for name, value in weights.items()}
+
+
+def _of_one_length(lengths: Index) -> Iterator[tuple[slice, int]]:
+    """Slices of lengths in ascending order, with the longest of each."""
+    for start in range(0, len(lengths), _TOGETHER):
+        part = slice(start, start + _TOGETHER)
+        yield part, int(lengths[part][-1])
 
 
 def encoder_of(arrays: Mapping[str, Rows], shape: SequenceShape, longest: int) -> SequenceEncoder:
@@ -325,11 +390,9 @@ def last_states(encoder: SequenceEncoder, rows: Table, parts: Sequences) -> Tabl
     longest, d = encoder.place.shape
     states = np.zeros((len(parts.stops), d), dtype=np.float32)
     table = torch.from_numpy(np.ascontiguousarray(rows)).to(device)
-    # By length, so that little is padded.
     chosen = np.argsort(parts.lengths, kind="stable")
     chosen = chosen[parts.lengths[chosen] > 0]
-    row_bytes = 4 * _ROWS_OF_A_STEP * d * longest
-    for batch in batches(len(chosen), row_bytes=row_bytes, memory_bytes=1 << 26):
+    for batch, _ in _of_one_length(parts.lengths[chosen]):
         part = parts[chosen[batch]].last(longest)
         places, _ = part.padded()
         inputs = embedding(torch.from_numpy(part.items[places]).to(device), table)

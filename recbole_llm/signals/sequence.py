@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from recbole_llm.completion import TextFeatures, has_text, text_features
 from recbole_llm.evaluation import Metric, Validation, evaluate
-from recbole_llm.factors import Factors, Index, Mask, Rows, Table
+from recbole_llm.factors import Factors, Mask, Rows, Table
 from recbole_llm.sequence_network import (
+    Candidates,
     SequenceNetwork,
     Sequences,
     SequenceShape,
@@ -39,8 +40,6 @@ _MOST_HELD_OUT = 2000
 _METRIC = Metric("ndcg", 10)
 # Epochs without a better one before training stops.
 _PATIENCE = 3
-# Batches that are sorted by length together, so that little is padded.
-_SORTED_BATCHES = 16
 
 
 @dataclass(frozen=True)
@@ -55,12 +54,6 @@ class SequenceSignal(SequenceShape, SingleSignal):
     )
     learning_rate: float = setting(0.001, "Step of Adam.", above=0.0)
     batch_size: int = setting(256, "Sequences of a step.", at_least=1)
-    candidates: int = setting(
-        8192,
-        "Items that each next item is ranked against in training: all warm ones where there are "
-        "no more, else as many drawn anew in each step.",
-        at_least=1,
-    )
     encoders: Words = ()
 
     uses_text: ClassVar[bool] = True
@@ -74,7 +67,7 @@ class SequenceSignal(SequenceShape, SingleSignal):
             SkippedSignal: the data have no order, or too few users have two items.
         """
         if data.age is None:
-            raise SkippedSignal("the data have no order, see `TIME_FIELD`")
+            raise SkippedSignal("the interactions have no order")
         features = None
         if data.item_embeddings:
             features = self._features(data.item_embeddings)
@@ -88,7 +81,7 @@ class SequenceSignal(SequenceShape, SingleSignal):
                 f"the histories have {n_steps} steps from one item to the next, and it takes "
                 f"{_FEWEST_STEPS}"
             )
-        network = _trained(features, ordered, known, self, run)
+        network = _trained(features, ordered, data.n_items, self, run)
         if features is not None:
             known = known | features.has_text
         none = np.zeros((0, self.dimensions), dtype=np.float32)
@@ -119,7 +112,7 @@ class SequenceSignal(SequenceShape, SingleSignal):
 def _trained(
     features: TextFeatures | None,
     ordered: Sequences,
-    warm: Mask,
+    n_items: int,
     signal: SequenceSignal,
     run: RunOptions,
 ) -> SequenceNetwork:
@@ -128,27 +121,29 @@ def _trained(
     Args:
         features: of the items' texts, None without any.
         ordered: every user's history.
-        warm: bool (n_items,), the items that occur in them.
+        n_items: rows, padding included.
         signal: the settings.
         run: device and seed.
     """
     rng = np.random.default_rng(run.seed)
     held = np.flatnonzero(ordered.lengths > 1)
     held = rng.permutation(held)[: min(_MOST_HELD_OUT, round(_HELD_OUT * len(held)))]
-    validation = _validation(ordered[held], len(warm))
+    validation = _validation(ordered[held], n_items)
     predicted = np.ones(len(ordered.items), dtype=bool)
     predicted[ordered.stops[held] - 1] = False
     before = replace(ordered[held], stops=ordered.stops[held] - 1)
+    candidates = Candidates.of(ordered.items, n_items, signal.candidates)
+    warm = candidates.share > 0
     device = torch.device(run.device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(run.seed)
-        network = SequenceNetwork(features, len(warm), signal, signal.max_history).to(device)
+        network = SequenceNetwork(features, n_items, signal, signal.max_history).to(device)
         optimizer = torch.optim.Adam(network.parameters(), lr=signal.learning_rate)
         best, best_value, best_epoch = network.state_dict(), -1.0, 0
         for epoch in tqdm(
             range(signal.epochs), desc="Training sequence", disable=not run.progress, leave=False
         ):
-            _run_epoch(network, optimizer, ordered, predicted, warm, signal, rng)
+            _run_epoch(network, optimizer, ordered, predicted, candidates, signal, rng)
             if validation is None:
                 continue
             rows = network.item_table()
@@ -183,7 +178,7 @@ def _run_epoch(
     optimizer: torch.optim.Optimizer,
     ordered: Sequences,
     predicted: Mask,
-    warm: Mask,
+    candidates: Candidates,
     signal: SequenceSignal,
     rng: np.random.Generator,
 ) -> None:
@@ -194,35 +189,22 @@ def _run_epoch(
         optimizer: of its weights.
         ordered: every user's history.
         predicted: bool, aligned with ``ordered.items``: the items to learn from.
-        warm: bool (n_items,), the items that are ranked.
+        candidates: what those are ranked against.
         signal: the settings.
         rng: of what goes together.
     """
     network.train()
-    ranked = np.flatnonzero(warm)
     windows = ordered.windows(signal.max_history)
-    for batch in _batches(windows.lengths, signal.batch_size, rng):
-        part = windows[batch]
+    order = rng.permutation(len(windows.stops))
+    for start in range(0, len(order), signal.batch_size):
+        part = windows[order[start : start + signal.batch_size]]
         places, inside = part.padded()
         items = np.where(inside, part.items[places], 0)
         counts = (inside & predicted[places])[:, 1:]
         if not counts.any():
             continue
-        drawn = ranked
-        if len(ranked) > signal.candidates:
-            drawn = rng.choice(ranked, signal.candidates, replace=False)
-        loss = network.loss(items[:, :-1], items[:, 1:], counts, drawn)
+        against = candidates.draw(int(counts.sum()), rng)
+        loss = network.loss(items[:, :-1], items[:, 1:], counts, *against)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-
-
-def _batches(lengths: Index, size: int, rng: np.random.Generator) -> list[Index]:
-    """All parts in random batches of those of about one length."""
-    order = rng.permutation(len(lengths))
-    parts: list[Index] = []
-    for start in range(0, len(order), _SORTED_BATCHES * size):
-        some = order[start : start + _SORTED_BATCHES * size]
-        some = some[np.argsort(lengths[some], kind="stable")]
-        parts += [some[first : first + size] for first in range(0, len(some), size)]
-    return [parts[number] for number in rng.permutation(len(parts))]

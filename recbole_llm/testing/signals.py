@@ -31,7 +31,7 @@ def small_data(seed: int = 0, n_users: int = 40, n_items: int = 30) -> TrainingD
     users, items = np.nonzero(liked)
     weights = np.ones(len(users), dtype=np.float32)
     interactions, age = interaction_matrix(
-        users, items, weights, liked.shape, rng.permutation(len(users)).astype(np.float64)
+        users, items, weights, (n_users, n_items), rng.permutation(len(users)).astype(np.float64)
     )
     return TrainingData(
         interactions,
