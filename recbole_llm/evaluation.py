@@ -6,6 +6,7 @@ each against RecBole's own.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
@@ -125,12 +126,15 @@ class Validation:
             is known and wanted at once (a repeated purchase) is ranked.
         positives: CSR (n_users, n_items), interactions to be found.
         candidates: bool (n_items,), the items that are ranked; None for all.
+        is_later: whether the positives came after what their users know: then recency can be
+            judged by them.
     """
 
     users: Index
     known: sp.csr_matrix
     positives: sp.csr_matrix
     candidates: Mask | None = None
+    is_later: bool = False
 
     @classmethod
     def of(
@@ -161,7 +165,7 @@ class Validation:
         if n_users >= len(self.users):
             return self
         drawn = np.random.default_rng(seed).choice(self.users, n_users, replace=False)
-        return Validation(np.sort(drawn), self.known, self.positives, self.candidates)
+        return dataclasses.replace(self, users=np.sort(drawn))
 
 
 def _sliced(

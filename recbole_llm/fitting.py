@@ -36,6 +36,7 @@ from recbole_llm.settings import RunOptions, TextSettings
 from recbole_llm.signal_cache import fit_cached
 from recbole_llm.signals import Signal, SkippedSignal
 from recbole_llm.training_data import TrainingData, without_items
+from recbole_llm.tuning.recency import choose_decay
 from recbole_llm.tuning.signal_search import search_signal, search_space
 from recbole_llm.tuning.weights import select_weights, tune_weights
 
@@ -235,6 +236,7 @@ def _fit_signals(
                 signal, factors, searched = _fit_one(
                     label, signal, data, validation, settings, metric, run, fixed
                 )
+                signal, factors = choose_decay(signal, factors, data, validation, metric, run)
             except SkippedSignal as reason:
                 skipped[label] = str(reason)
                 logger.warning(f"{label}: left out, {reason}")
@@ -245,6 +247,9 @@ def _fit_signals(
             report.signals[label] = value
             report.settings[label] = dataclasses.asdict(signal)  # type: ignore[call-overload]
             alone = f"alone {metric} {value:.4f} on the validation split" if value else "fitted"
+            decay = report.settings[label].get("history_decay")
+            if decay is not None:
+                searched += f", history_decay {decay:g}"
             logger.info(f"{label}: {alone}{searched} [{perf_counter() - start:.1f}s]")
     if not fitted:
         raise DataError("nothing to learn from: " + "; ".join(dict.fromkeys(skipped.values())))

@@ -4,29 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.sparse as sp
-from numpy.typing import NDArray
 from sklearn.preprocessing import normalize
 
 from recbole_llm.factors import Rows
-
-
-def history_weights(
-    interactions: sp.csr_matrix, age: NDArray[np.int32] | None, *, decay: float
-) -> sp.csr_matrix:
-    """What each item of a history counts: its weight, less for what lies further back.
-
-    Args:
-        interactions: CSR (n_users, n_items) of weights > 0.
-        age: int32 aligned with ``interactions.data``, 0 for the last item; None: no order.
-        decay: in (0, 1], the factor from one item of the history to the one before.
-
-    Returns:
-        CSR float32 (n_users, n_items), rows summing to 1 (or 0 without history).
-    """
-    weights = interactions.copy()
-    if age is not None:
-        weights.data = weights.data * np.power(np.float32(decay), age)
-    return normalize(weights, norm="l1").astype(np.float32)
 
 
 def user_intent(

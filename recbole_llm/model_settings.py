@@ -28,7 +28,7 @@ class ChoiceSettings:
     """Which signals a hybrid is made of."""
 
     signals: Words = setting(
-        ("als", "lightfm", "item_item", "text_intent", "text_map", "popularity"),
+        ("als", "lightfm", "item_item", "text_intent", "text_map", "next_item", "popularity"),
         "Signals that are fused.",
     )
 
@@ -91,8 +91,11 @@ def model_keys(signal_names: Sequence[str] | None) -> list[Key]:
 
 def sequence_keys() -> list[Key]:
     """The flat keys of a sequential model; how it is trained, RecBole's own keys say."""
-    text = (key for key in section_keys("text", TextSettings) if key.field != "user_text_fields")
-    return [*text, *section_keys("sequence", SequenceShape, prefix="sequence_")]
+    described = [*section_keys("text", TextSettings), *section_keys("history", HistorySettings)]
+    # The network reads no users' texts, and an item of a sequence is there or not.
+    unread = ("user_text_fields", "interaction_weight_field", "behaviour_weights", "test_history")
+    shape = section_keys("sequence", SequenceShape, prefix="sequence_")
+    return [*(key for key in described if key.field not in unread), *shape]
 
 
 def read_model_settings(

@@ -235,7 +235,7 @@ class TextSettings:
 
 @dataclass(frozen=True)
 class HistorySettings:
-    """What an interaction counts."""
+    """What an interaction counts, in which order they came, and what is known at test time."""
 
     interaction_weight_field: str | None = setting(
         None,
@@ -246,6 +246,19 @@ class HistorySettings:
         None,
         "What each word of a behaviour field counts: click:1,cart:3,purchase:5.",
         at_least=0.0,
+    )
+    order_field: str | None = setting(
+        None,
+        "Field of the .inter file that says in which order a user's interactions came; none: "
+        "RecBole's TIME_FIELD, else `position`.",
+        key="order_field",
+    )
+    test_history: str = setting(
+        "auto",
+        "What a user's row is made of when the test part is evaluated: train, train_and_valid, or "
+        "auto (train_and_valid for leave-one-out by time, else train).",
+        choices=("auto", "train", "train_and_valid"),
+        key="test_history",
     )
 
 

@@ -124,13 +124,19 @@ class TrainingData:
 
 def without_items(data: TrainingData, items: Mask) -> TrainingData:
     """The data as they were before anyone interacted with some items, bool (n_items,)."""
+    return with_entries(data, ~items[data.interactions.indices])
+
+
+def with_entries(data: TrainingData, kept: Mask) -> TrainingData:
+    """The data as if some of the entries were all, bool (nnz,); ages are counted anew."""
     matrix = data.interactions
-    kept = ~items[matrix.indices]
     before = np.r_[0, np.cumsum(kept)]
     interactions = sp.csr_matrix(
         (matrix.data[kept], matrix.indices[kept], before[matrix.indptr]), shape=matrix.shape
     )
     age = None if data.age is None else data.age[kept]
+    if age is not None:
+        age = _age(entries(interactions)[0], -age.astype(np.float64))
     return replace(data, interactions=interactions, age=age)
 
 
@@ -164,7 +170,7 @@ def interaction_matrix(
 
     Returns:
         The summed weights as CSR float32 with sorted indices, and the entries' ages as in
-        :class:`TrainingData`, None without times.
+        :class:`TrainingData`; None without times, and where all of each user are the same.
     """
     kept = weights > 0
     users, items, weights = users[kept], items[kept], weights[kept]
@@ -174,7 +180,8 @@ def interaction_matrix(
         return matrix, None
     rows, _ = entries(matrix)
     latest = _latest(users, items, times[kept], matrix, rows)
-    return matrix, _age(rows, latest)
+    age = _age(rows, latest)
+    return matrix, age if age.any() else None
 
 
 def _latest(

@@ -24,6 +24,10 @@ from recbole_llm.training_data import TrainingData, entries, interaction_matrix
 _ROW = "recbole_llm_row"
 # Scores of a batch of users in full ranking: 64 MB.
 _BATCH_SCORES = 1 << 24
+# Read as the order where there is no time field.
+_POSITION = "position"
+# A few users' clocks may be wrong; in a random split few users have their validation rows last.
+_NEARLY_ALL = 0.9
 
 
 class TablesDataset(Dataset):
@@ -31,8 +35,12 @@ class TablesDataset(Dataset):
 
     Attributes:
         raw_weights: float64 (n_rows,), what each interaction counts, from the file's own values.
-        raw_times: float64 (n_rows,), or None without a time field.
+        raw_times: float64 (n_rows,), or None without an order.
+        earlier: the parts that come before this one: none for training, training for validation,
+            both for test.
     """
+
+    earlier: tuple[TablesDataset, ...] = ()
 
     def __init__(self, config: Any) -> None:
         prepare(config)
@@ -48,17 +56,57 @@ class TablesDataset(Dataset):
             config["eval_batch_size"] = users * self.item_num
 
     def _load_data(self, token: str, dataset_path: str) -> None:
-        field = self.history.interaction_weight_field
         load = self.config["load_col"]
-        if field and load and "inter" in load and field not in load["inter"]:
-            load["inter"] = [*load["inter"], field]
+        for field in (self.history.interaction_weight_field, self.history.order_field):
+            if field and load and "inter" in load and field not in load["inter"]:
+                load["inter"] = [*load["inter"], field]
         super()._load_data(token, dataset_path)
+        # What RecBole sorts by where `eval_args` have `order: TO`, and before it removes repeats.
+        self.time_field = self._order_field()
+        self._file_rows = np.arange(len(self.inter_feat))
+
+    def _order_field(self) -> str:
+        """The field that says in which order a user's interactions came; it may be missing.
+
+        Raises:
+            SettingsError: the field that the user named is missing or holds words.
+        """
+        field = self.history.order_field
+        if field is None:
+            has_time = self.time_field in self.inter_feat
+            return self.time_field if has_time or not self._is_number(_POSITION) else _POSITION
+        if field not in self.inter_feat:
+            raise self._no_field("order_field", field)
+        if not self._is_number(field):
+            raise SettingsError(
+                f"`order_field`: `{field}` holds words; name a field of numbers, such as a time"
+            )
+        return field
+
+    def _is_number(self, field: str) -> bool:
+        return field in self.inter_feat and self.field2type[field] == FeatureType.FLOAT
+
+    def _no_field(self, setting: str, field: str) -> SettingsError:
+        fields = [name for name in self.inter_feat if name != _ROW]
+        return SettingsError(
+            f"`{setting}`: {self.dataset_name}.inter has no field `{field}`; it has: "
+            f"{', '.join(fields)}" + did_you_mean(field, fields)
+        )
+
+    def _reset_index(self) -> None:
+        # Last look at the file's numbering; removing repeats has sorted the rows by time.
+        self._file_rows = self.inter_feat.index.to_numpy()
+        super()._reset_index()
 
     def _fill_nan(self) -> None:
         # Before RecBole fills NaN with the mean and scales every float to 0..1.
         self.raw_weights = self._weights(self.history)
-        times = self._checked(self.time_field) if self.time_field in self.inter_feat else None
-        self.raw_times = times
+        self.raw_times = None
+        if self.time_field in self.inter_feat:
+            self.raw_times = self._checked(self.time_field)
+            # RecBole sorts by float32, in which Unix seconds are rounded and ranks are not.
+            order = np.lexsort((self._file_rows, self.raw_times))
+            self.inter_feat[self.time_field] = np.argsort(order).astype(np.float64)
         if self.config["RATING_FIELD"] in self.inter_feat:
             self._checked(self.config["RATING_FIELD"])
         self.inter_feat[_ROW] = np.arange(len(self.inter_feat))
@@ -84,11 +132,7 @@ class TablesDataset(Dataset):
                 raise SettingsError("`behaviour_weights` needs `interaction_weight_field`")
             return np.ones(len(self.inter_feat))
         if field not in self.inter_feat:
-            fields = [name for name in self.inter_feat if name != _ROW]
-            raise SettingsError(
-                f"`interaction_weight_field`: {self.dataset_name}.inter has no field `{field}`; "
-                f"it has: {', '.join(fields)}" + did_you_mean(field, fields)
-            )
+            raise self._no_field("interaction_weight_field", field)
         if settings.behaviour_weights is not None:
             return self._behaviour_weights(field, settings)
         if self.field2type[field] != FeatureType.FLOAT:
@@ -116,6 +160,24 @@ class TablesDataset(Dataset):
                 f"field `{field}` holds them"
             )
         return np.array([settings.behaviour_weights[str(word)] for word in words])
+
+    def build(self) -> list[TablesDataset]:
+        """RecBole's parts, each with those before it."""
+        parts = super().build()
+        for number, part in enumerate(parts):
+            part.earlier = tuple(parts[:number])
+        return parts
+
+    def comes_after(self, known: TablesDataset) -> bool:
+        """Whether nearly all users with rows in both parts have those of this one later."""
+        if self.raw_times is None:
+            return False
+        last, first = np.full(self.user_num, -np.inf), np.full(self.user_num, np.inf)
+        for part, times, bound in ((known, last, np.maximum), (self, first, np.minimum)):
+            feat = part.inter_feat
+            bound.at(times, feat[part.uid_field].numpy(), self.raw_times[feat[_ROW].numpy()])
+        in_both = np.isfinite(last) & np.isfinite(first)
+        return bool(in_both.any() and (first >= last)[in_both].mean() > _NEARLY_ALL)
 
     def training_matrix(self) -> sp.csr_matrix:
         """The interactions of this part, CSR float32 (n_users, n_items)."""
@@ -239,8 +301,8 @@ class SequencesDataset(TablesDataset, SequentialDataset):
         super()._fill_nan()
         if self.raw_times is None:
             raise DataError(
-                f"{self.config['model']} needs an order, and {self.dataset_name}.inter has no "
-                f"field `{self.time_field}`; name the one that it has by `TIME_FIELD`, and load it"
+                f"{self.config['model']} needs an order, and of {self.dataset_name}.inter no "
+                f"field `{self.time_field}` is loaded; name the one that it has by `order_field`"
             )
 
     def _change_feat_format(self) -> None:

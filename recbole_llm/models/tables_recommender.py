@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, ClassVar
 
 import torch
@@ -70,6 +71,8 @@ class TablesRecommender(GeneralRecommender):
                 f"`valid_metric` is {self.metric}, but the validation part has no user for it; "
                 "choose another one"
             )
+        if valid and validation:
+            validation = dataclasses.replace(validation, is_later=valid.comes_after(train))
         self.blocks, self.report, self.newcomers = fit_model(
             data, validation or None, self.settings, self.metric, self.run, user_texts=user_texts
         )

@@ -10,6 +10,7 @@ from recbole_llm.signals.als import ALSSignal
 from recbole_llm.signals.base import Signal, SkippedSignal
 from recbole_llm.signals.item_item import ItemItemSignal
 from recbole_llm.signals.lightfm import LightFMSignal
+from recbole_llm.signals.next_item import NextItemSignal
 from recbole_llm.signals.popularity import PopularitySignal
 from recbole_llm.signals.sequence import SequenceSignal
 from recbole_llm.signals.text_intent import TextIntentSignal
@@ -23,6 +24,7 @@ SIGNALS: dict[str, type[Signal]] = {
     "item_item": ItemItemSignal,
     "text_intent": TextIntentSignal,
     "text_map": TextMapSignal,
+    "next_item": NextItemSignal,
     "popularity": PopularitySignal,
     "sequence": SequenceSignal,
 }

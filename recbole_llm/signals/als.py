@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from recbole_llm.errors import FitError
 from recbole_llm.factors import Factors, Rows, Table
 from recbole_llm.settings import RunOptions, Search, setting
-from recbole_llm.signals.base import SingleSignal
+from recbole_llm.signals.base import SingleSignal, by_recency, decay_setting
 from recbole_llm.training_data import History, TrainingData
 
 
@@ -38,6 +38,7 @@ class ALSSignal(SingleSignal):
         search=Search(0.5, 50.0, log=True),
     )
     iterations: int = setting(15, "Alternating sweeps of ALS.", at_least=1)
+    history_decay: float | None = decay_setting()
 
     completed: ClassVar[bool] = True
     seeded: ClassVar[bool] = True
@@ -73,7 +74,7 @@ class ALSSignal(SingleSignal):
         if not (abs(users).max() < float("inf") and abs(items).max() < float("inf")):
             raise FitError(f"ALS gave no finite tables with {self}; raise `als_regularization`")
         users[0] = 0
-        return Factors.of(users, items, data.warm_items)
+        return by_recency(self, Factors.of(users, items, data.warm_items), data)
 
     def fold_in(self, factors: Factors, liked: Rows, history: History) -> Table:
         """The users' half of a sweep, solved exactly."""
@@ -81,7 +82,7 @@ class ALSSignal(SingleSignal):
         return solve_users(
             items.T @ items,
             np.asarray(liked, dtype=np.float64),
-            history.weights * self.alpha,
+            history.decayed(self.history_decay or 1.0) * self.alpha,
             penalty=self.regularization,
         )
 

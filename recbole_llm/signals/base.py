@@ -10,7 +10,7 @@ from sklearn.preprocessing import normalize
 
 from recbole_llm.factors import Factors, Rows
 from recbole_llm.intent import user_intent
-from recbole_llm.settings import RunOptions, Words
+from recbole_llm.settings import RunOptions, Words, setting
 from recbole_llm.training_data import History, TrainingData
 
 SomeSignal = TypeVar("SomeSignal", bound="Signal")
@@ -96,6 +96,34 @@ class Signal(Protocol):
         ...
 
 
+def decay_setting() -> Any:
+    """Declare ``history_decay``, the field of a signal whose user rows may forget."""
+    return setting(
+        None,
+        "What a history's item counts beside the next later one, where there is an order; none: "
+        "tuned where validation is later than training, else 1.",
+        above=0.0,
+        at_most=1.0,
+    )
+
+
+def by_recency(signal: SomeSignal, factors: Factors, data: TrainingData) -> Factors:
+    """The tables with user rows folded in anew, where ``history_decay`` says that they forget.
+
+    Nothing is learned anew. Without a decay below 1, or an order, the rows stay as learned.
+
+    Args:
+        signal: with ``history_decay``, in (0, 1] or None.
+        factors: the signal as it was fitted.
+        data: what it was fitted on.
+    """
+    decay = getattr(signal, "history_decay", None)
+    if decay is None or decay == 1 or data.age is None:
+        return factors
+    rows = signal.fold_in(factors, signal.sources(factors), data.history)
+    return dataclasses.replace(factors, users=rows)
+
+
 class SingleSignal:
     """A help for signals that stand for themselves alone and are not searched."""
 
@@ -124,14 +152,29 @@ class SingleSignal:
 
 
 class TextSignal(SingleSignal):
-    """A help for signals that read encoded texts, and whose user rows are directions of intent."""
+    """A help for signals that read encoded texts, and whose user rows are directions of intent.
+
+    Attributes:
+        history_decay: see :func:`decay_setting`.
+        user_text_weight: what a user's own text counts beside her history.
+    """
 
     uses_text: ClassVar[bool] = True
     uses_embeddings: ClassVar[bool] = True
+    history_decay: float | None
+    user_text_weight: float
 
     def fold_in(self, factors: Factors, liked: Rows, history: History) -> Rows:
-        """The direction of what is liked, summed."""
-        return user_intent(normalize(history.weights, norm="l1"), liked)
+        """The direction of what is liked, summed, and of what the users say of themselves."""
+        own = None
+        if all(name in history.own_texts for name in self.encoders):
+            own = self.describe(factors, history.own_texts)
+        return user_intent(
+            normalize(history.decayed(self.history_decay or 1.0), norm="l1"),
+            liked,
+            user_embeddings=own,
+            user_text_weight=self.user_text_weight,
+        )
 
     def variants(self: SomeSignal, name: str, encoders: Sequence[str]) -> dict[str, SomeSignal]:
         """One signal per encoder, ``name:encoder``."""

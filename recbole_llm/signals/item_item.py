@@ -5,7 +5,7 @@ Source: Steck, "Embarrassingly Shallow Autoencoders for Sparse Data" (EASE), 201
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -16,7 +16,7 @@ from sklearn.utils.extmath import randomized_svd
 from recbole_llm.errors import FitError
 from recbole_llm.factors import Factors, Rows, Table, batches
 from recbole_llm.settings import RunOptions, setting
-from recbole_llm.signals.base import SingleSignal, SkippedSignal
+from recbole_llm.signals.base import SingleSignal, SkippedSignal, by_recency, decay_setting
 from recbole_llm.training_data import History, TrainingData, with_ones
 
 _SOURCE = "source"
@@ -33,6 +33,7 @@ class ItemItemSignal(SingleSignal):
     memory_gb: float = setting(
         4.0, "Largest item-item matrix; past it the signal is left out.", above=0.0
     )
+    history_decay: float | None = decay_setting()
 
     completed: ClassVar[bool] = True
 
@@ -50,11 +51,12 @@ class ItemItemSignal(SingleSignal):
             )
         similarity = ridge_item_item(data.binary, regularization=self.regularization)
         if not 0 < self.rank < data.n_items - 1:
-            return Factors.of(data.binary, similarity.T, data.warm_items)
+            return by_recency(self, Factors.of(data.binary, similarity.T, data.warm_items), data)
         left, strength, right = randomized_svd(similarity, self.rank, random_state=run.seed)
         source = (left * strength).astype(np.float32)
         items = np.ascontiguousarray(right.T, np.float32)
-        return Factors.of(data.binary @ source, items, data.warm_items, {_SOURCE: source})
+        factors = Factors.of(data.binary @ source, items, data.warm_items, {_SOURCE: source})
+        return by_recency(self, factors, data)
 
     def sources(self, factors: Factors) -> Rows:
         """The rows of the truncated matrix; of the full one each item's own place."""
@@ -64,7 +66,8 @@ class ItemItemSignal(SingleSignal):
 
     def fold_in(self, factors: Factors, liked: Rows, history: History) -> Rows:
         """The sum of what is liked, whatever it counts, as in fitting."""
-        return with_ones(history.weights) @ liked
+        alike = replace(history, weights=with_ones(history.weights))
+        return alike.decayed(self.history_decay or 1.0) @ liked
 
 
 def ridge_item_item(interactions: sp.csr_matrix, *, regularization: float) -> Table:

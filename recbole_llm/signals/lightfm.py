@@ -16,7 +16,7 @@ from sklearn.preprocessing import OneHotEncoder, normalize
 
 from recbole_llm.factors import Factors, Rows, Table
 from recbole_llm.settings import RunOptions, Search, setting
-from recbole_llm.signals.base import SingleSignal, SkippedSignal
+from recbole_llm.signals.base import SingleSignal, SkippedSignal, by_recency, decay_setting
 from recbole_llm.training_data import History, TrainingData
 
 _FOLD = "fold"
@@ -51,6 +51,7 @@ class LightFMSignal(SingleSignal):
         "Whether LightFM learns a row of each item's own beside those of its features.",
         key="item_identities",
     )
+    history_decay: float | None = decay_setting()
 
     uses_text: ClassVar[bool] = True
     completed: ClassVar[bool] = True
@@ -95,11 +96,11 @@ class LightFMSignal(SingleSignal):
         users[np.diff(data.interactions.indptr) == 0] = 0
         table = np.hstack([items, biases[:, None]]).astype(np.float32)
         extra = {_FOLD: history_map(data.confidence, table, users)}
-        return Factors.of(users, table, known, extra)
+        return by_recency(self, Factors.of(users, table, known, extra), data)
 
     def fold_in(self, factors: Factors, liked: Rows, history: History) -> Table:
         """What the history says of a trained user's row, and the items' biases."""
-        weights = history.weights
+        weights = history.decayed(self.history_decay or 1.0)
         users = history_rows(weights, np.asarray(liked)[:, :-1]) @ factors.extra[_FOLD]
         told = (np.diff(weights.indptr) > 0)[:, None]
         return np.hstack([users, told]).astype(np.float32)

@@ -67,7 +67,7 @@ class SequenceSignal(SequenceShape, SingleSignal):
             SkippedSignal: the data have no order, or too few users have two items.
         """
         if data.age is None:
-            raise SkippedSignal("the interactions have no order")
+            raise SkippedSignal("the interactions have no order (see `order_field`)")
         features = None
         if data.item_embeddings:
             features = self._features(data.item_embeddings)

@@ -14,15 +14,16 @@ from typing import Any, ClassVar
 import numpy as np
 import scipy.sparse as sp
 import torch
+from sklearn.preprocessing import normalize as normalize_rows
 from threadpoolctl import threadpool_limits
 from torch.nn.functional import cross_entropy, normalize
 
 from recbole_llm.completion import TextFeatures, text_features
 from recbole_llm.evaluation import Metric, Validation, evaluate
 from recbole_llm.factors import Factors, Index, Mask, Rows, Table, unit_rows
-from recbole_llm.intent import history_weights, user_intent
+from recbole_llm.intent import user_intent
 from recbole_llm.settings import RunOptions, Words, setting
-from recbole_llm.signals.base import SkippedSignal, TextSignal
+from recbole_llm.signals.base import SkippedSignal, TextSignal, decay_setting
 from recbole_llm.training_data import TrainingData, entries, with_ones
 
 # Items that a step ranks against each other: fewer are as good, and their square is the cost.
@@ -59,12 +60,7 @@ class TextMapSignal(TextSignal):
     history_sample: int = setting(
         20, "Items of a history, on average, that a step looks at.", at_least=1
     )
-    history_decay: float = setting(
-        1.0,
-        "What an item of the history counts beside the next later one, where there is an order.",
-        above=0.0,
-        at_most=1.0,
-    )
+    history_decay: float | None = decay_setting()
     user_text_weight: float = setting(
         0.3, "What a user's own text counts beside her history.", at_least=0.0
     )
@@ -96,10 +92,9 @@ class TextMapSignal(TextSignal):
         trainer = _Trainer(features, history, self, run)
         for _ in range(self.settle(data, run).epochs):
             trainer.run_epoch()
-        own = None
-        if all(name in data.user_embeddings for name in self.encoders):
-            own = text_features({name: data.user_embeddings[name] for name in self.encoders})
-        return _factors(trainer.text_map(), features, history, own, self.user_text_weight)
+        factors = _factors(trainer.text_map(), features, history)
+        users = self.fold_in(factors, factors.items, data.history)
+        return dataclasses.replace(factors, users=users)
 
     def describe(self, factors: Factors, embeddings: Mapping[str, Rows]) -> Table:
         """What the map says of the texts."""
@@ -112,7 +107,8 @@ class TextMapSignal(TextSignal):
         if missing or not self.encoders:
             raise SkippedSignal("no item has a text, see `item_text_fields`")
         features = text_features({name: data.item_embeddings[name] for name in self.encoders})
-        weights = history_weights(data.interactions, data.age, decay=self.history_decay)
+        # What a text says does not fade: the map learns from whole histories.
+        weights = normalize_rows(data.interactions, norm="l1").astype(np.float32)
         history = _columns(weights, features.has_text)
         if not (np.diff(history.indptr) > 1).any():
             raise SkippedSignal("no user has two items with a text to learn from")
@@ -134,20 +130,9 @@ class TextMap:
         return unit_rows(features.product(self.weights))
 
 
-def _factors(
-    text_map: TextMap,
-    features: TextFeatures,
-    history: sp.csr_matrix,
-    own_texts: TextFeatures | None = None,
-    user_text_weight: float = 0.0,
-) -> Factors:
+def _factors(text_map: TextMap, features: TextFeatures, history: sp.csr_matrix) -> Factors:
     items = text_map.rows(features)
-    users = user_intent(
-        history,
-        items,
-        user_embeddings=None if own_texts is None else text_map.rows(own_texts),
-        user_text_weight=user_text_weight,
-    )
+    users = user_intent(history, items)
     extra = dict(zip(_names(len(text_map.weights)), text_map.weights, strict=True))
     return Factors.of(users, items, features.has_text, extra)
 

@@ -10,16 +10,13 @@ import scipy.sparse as sp
 from recbole_llm.factors import Factors, Index, Rows, Table, unit_rows
 from recbole_llm.settings import RunOptions
 from recbole_llm.signals import Signal
-from recbole_llm.training_data import History, TrainingData, entries, interaction_matrix
+from recbole_llm.training_data import History, TrainingData, entries, with_entries
 
 ENCODER = "rows"
 
 
 def small_data(seed: int = 0, n_users: int = 40, n_items: int = 30) -> TrainingData:
-    """Two tastes, their texts, one cold item, one item without text, one user without history.
-
-    The order of a user's items is random.
-    """
+    """Two tastes, their texts, an order, a cold item, one without text, a user without history."""
     rng = np.random.default_rng(seed)
     taste = np.arange(n_items) % 2
     liked = rng.random((n_users, n_items)) < np.where(
@@ -28,14 +25,11 @@ def small_data(seed: int = 0, n_users: int = 40, n_items: int = 30) -> TrainingD
     liked[0], liked[:, 0], liked[:, -1], liked[-1] = False, False, False, False
     rows = unit_rows((np.eye(2)[taste] + 0.1 * rng.normal(size=(n_items, 2))).astype(np.float32))
     rows[[0, 1]] = 0
-    users, items = np.nonzero(liked)
-    weights = np.ones(len(users), dtype=np.float32)
-    interactions, age = interaction_matrix(
-        users, items, weights, (n_users, n_items), rng.permutation(len(users)).astype(np.float64)
-    )
+    interactions = sp.csr_matrix(liked.astype(np.float32))
+    ages = [rng.permutation(count) for count in np.diff(interactions.indptr)]
     return TrainingData(
-        interactions,
-        age,
+        interactions=interactions,
+        age=np.concatenate(ages).astype(np.int32),
         item_texts=("", "", *(f"taste {t} of item {i}" for i, t in enumerate(taste[2:]))),
         item_embeddings={ENCODER: rows},
     )
@@ -121,8 +115,8 @@ def check_newcomers(name: str, signal: Signal) -> None:
         assert folded_in >= _found(factors, held_out) - 0.02
         described = variant.describe(factors, data.item_embeddings)
         if described is not None:
-            cold = ~train.warm_items
             assert described.shape == factors.items.shape
+            cold = ~train.warm_items
             np.testing.assert_allclose(
                 _dense(described[cold]), _dense(factors.items[cold]), atol=1e-5
             )
@@ -137,8 +131,8 @@ def permuted(data: TrainingData, users: Index, items: Index) -> TrainingData:
     """The same data with users and items in another order; categories are not kept."""
     history = History(data.interactions, data.age)[users][:, items]
     return TrainingData(
-        history.weights,
-        history.age,
+        interactions=history.weights,
+        age=history.age,
         item_texts=tuple(data.item_texts[item] for item in items),
         item_embeddings={name: rows[items] for name, rows in data.item_embeddings.items()},
     )
@@ -153,14 +147,8 @@ def _orders(data: TrainingData, seed: int) -> tuple[Index, Index]:
 
 def _hold_out(data: TrainingData) -> tuple[TrainingData, sp.csr_matrix]:
     """The data without every tenth interaction, and those interactions."""
-    held, rest = data.interactions.copy(), data.interactions.copy()
-    kept = np.arange(held.nnz) % 10 > 0
-    held.data[kept] = 0
-    rest.data[~kept] = 0
-    held.eliminate_zeros()
-    rest.eliminate_zeros()
-    age = None if data.age is None else data.age[kept]
-    return dataclasses.replace(data, interactions=rest, age=age), held
+    is_held = np.arange(data.interactions.nnz) % 10 == 0
+    return with_entries(data, ~is_held), with_entries(data, is_held).interactions
 
 
 def _found(factors: Factors, held_out: sp.csr_matrix) -> float:
