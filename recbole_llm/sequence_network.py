@@ -161,7 +161,7 @@ class Candidates:
         if len(self.warm) <= self.most:
             return self.warm, None
         drawn = rng.choice(self.warm, self.most, replace=False)
-        missed = np.exp(-n_wanted * self.share) * (1 - self.most / len(self.warm))
+        missed = (1 - self.share) ** n_wanted * (1 - self.most / len(self.warm))
         return drawn, np.log1p(-missed).astype(np.float32)
 
 
