@@ -288,8 +288,8 @@ def completion_map(
 ) -> RidgeMap | None:
     """The map from item texts to a signal's item rows.
 
-    A table as wide as there are items (the full-rank item-item signal) is regressed in its
-    projection onto ``rank`` directions, which a ridge's smooth rows do not notice.
+    A wide table (above all the full-rank item-item signal's) is regressed in its projection onto
+    ``rank`` directions, which a ridge's smooth rows do not notice.
 
     Args:
         factors: a signal; dense item rows.
@@ -308,7 +308,8 @@ def completion_map(
     weights = np.where(factors.known & features.has_text, trust(counts), 0.0)
     if not weights.any():
         return None
-    basis = _row_basis(factors.items, rank, seed) if factors.is_sparse else None
+    is_wide = factors.is_sparse or factors.items.shape[1] > rank
+    basis = _row_basis(factors.items, rank, seed) if is_wide else None
     users, rows = _along(factors, basis)
     if penalty is None:
         penalty = choose_penalty(features, rows, weights, users, seed=seed)
@@ -351,9 +352,8 @@ def complete(factors: Factors, ridge: RidgeMap, features: TextFeatures) -> Facto
     if not len(missing):
         return factors
     rows = ridge.apply(features[missing])
-    items = factors.items
+    items = factors.items if factors.is_sparse else factors.items.copy()
     if ridge.basis is None:
-        items = items.copy()
         items[missing] = rows
     else:
         for part in batches(len(missing), row_bytes=4 * items.shape[1], memory_bytes=1 << 28):

@@ -123,7 +123,7 @@ def fit_model(
         fitted = _fit_signals(data, texts, validation, settings, metric, run, report)
     with report.timed("tune"):
         fused = _fuse(fitted, data, texts, validation, settings, metric, run, report)
-    return fused.blocks, report, _newcomers(fitted, fused, encoders)
+    return fused.blocks, report, _newcomers(fitted, fused, encoders, data.user_embeddings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -390,7 +390,10 @@ def _fuse(
 
 
 def _newcomers(
-    fitted: Mapping[str, _Fitted], fused: Fused, encoders: Mapping[str, str]
+    fitted: Mapping[str, _Fitted],
+    fused: Fused,
+    encoders: Mapping[str, str],
+    own_texts: Mapping[str, Rows],
 ) -> Newcomers:
     cold_gains = fused.cold_gains or fused.weights
     signals = (
@@ -405,7 +408,7 @@ def _newcomers(
         for label, part in fitted.items()
     )
     in_blocks = tuple(signal for signal in signals if signal.gain or signal.cold_gain)
-    return Newcomers(in_blocks, fused.cold_level or 0.0, encoders)
+    return Newcomers(in_blocks, fused.cold_level or 0.0, encoders, own_texts)
 
 
 def _log(report: FitReport, metric: Metric) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,10 @@ from recbole_llm.completion import RidgeMap, has_text, text_features
 from recbole_llm.errors import DataError
 from recbole_llm.factors import (
     Factors,
+    Index,
     Mask,
     Rows,
+    batches,
     fused_items,
     fused_users,
     stack_rows,
@@ -29,6 +31,9 @@ from recbole_llm.factors import (
 )
 from recbole_llm.signals import SIGNALS, Signal
 from recbole_llm.training_data import History
+
+# What making rows takes at once.
+_BATCH_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,11 +113,20 @@ class Newcomers:
         signals: those that the blocks are made of, in their order.
         level: what is added to a cold item's score.
         encoders: what texts are encoded by -> its fingerprint; empty where no text is read.
+        own_texts: encoder's name -> unit rows (n_users, d) of what the users say of themselves;
+            empty where no such text is read.
     """
 
     signals: tuple[LearnedSignal, ...]
     level: float
     encoders: Mapping[str, str]
+    own_texts: Mapping[str, Rows] = field(default_factory=dict)
+
+    def history(self, users: Index, history: History) -> History:
+        """A history of users of the data set, with what they say of themselves."""
+        return dataclasses.replace(
+            history, own_texts={name: rows[users] for name, rows in self.own_texts.items()}
+        )
 
 
 def user_rows(
@@ -132,6 +146,31 @@ def user_rows(
         return signal.fold_in(factors, signal.sources(factors)[items], part)
 
     return _user_rows(newcomers, blocks, history.weights.shape[0], fold_in)
+
+
+def with_histories(
+    newcomers: Newcomers, blocks: Sequence[Factors], users: Index, history: History
+) -> tuple[Factors, ...]:
+    """The blocks with the rows of some users made anew; items and all else stay as they are.
+
+    Args:
+        newcomers: of the model.
+        blocks: the model's.
+        users: int64 (n,), ascending.
+        history: what each of them is known by now.
+    """
+    history = newcomers.history(users, history)
+    row_bytes = 64 * sum(b.users.shape[1] for b in blocks if not b.is_sparse)
+    parts = [
+        user_rows(newcomers, blocks, history[np.arange(part.start, part.stop)])
+        for part in batches(len(users), row_bytes=row_bytes, memory_bytes=_BATCH_BYTES)
+    ]
+    place = np.arange(blocks[0].n_users)
+    place[users] = blocks[0].n_users + np.arange(len(users))
+    return tuple(
+        dataclasses.replace(block, users=stack_rows([block.users, *rows])[place])
+        for block, rows in zip(blocks, zip(*parts, strict=True), strict=True)
+    )
 
 
 def told_user_rows(

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
 from recbole_llm.atomic_files import new_folder
 from recbole_llm.completion import RidgeMap
@@ -28,12 +29,12 @@ from recbole_llm.newcomers import LearnedSignal, Newcomers
 SUFFIX = ".tables"
 
 _MANIFEST = "tables.json"
-_FORMAT = 2
+_FORMAT = 3
 # Below this a file is read at once: a map costs a file handle, and an empty file has none.
 _MAPPED_BYTES = 1 << 20
 _WORDS = ("user_ids", "item_ids", "item_titles", "item_texts")
 # Name in the folder -> attribute.
-_ARRAYS = {"block": "blocks", "known": "known", "newcomers": "newcomers"}
+_ARRAYS = {"block": "blocks", "known": "known", "age": "age", "newcomers": "newcomers"}
 
 Part = TypeVar("Part")
 
@@ -50,6 +51,8 @@ class SavedTables:
         item_texts: n_items texts as the encoders got them, none at all where no text is read.
         known: CSR float32 (n_users, n_items), an entry for each pair of the training part: what
             it counts, 1 in the mean, 0 where it counts nothing and is known all the same.
+        age: int32 aligned with ``known.data``, as in :class:`~recbole_llm.training_data.History`;
+            None where there is no order.
         newcomers: what it takes to give rows to users and items that come later.
         facts: what the tables came from (``model``, ``dataset``, ``seed``, ``settings``, …), fit
             for JSON.
@@ -61,6 +64,7 @@ class SavedTables:
     item_titles: tuple[str, ...]
     item_texts: tuple[str, ...]
     known: sp.csr_matrix
+    age: NDArray[np.int32] | None
     newcomers: Newcomers
     facts: Mapping[str, Any]
 
@@ -133,10 +137,11 @@ def read_tables(path: Path) -> SavedTables:
     try:
         _check_files(folder, manifest["files"])
         words = {name: tuple(json.loads((folder / f"{name}.json").read_bytes())) for name in _WORDS}
-        blocks, known, newcomers = (_read(folder, name, manifest[name]) for name in _ARRAYS)
+        blocks, known, age, newcomers = (_read(folder, name, manifest[name]) for name in _ARRAYS)
         return SavedTables(
             blocks=tuple(_build(Factors, block) for block in blocks),
             known=known,
+            age=age,
             newcomers=_newcomers(newcomers),
             facts=manifest["facts"],
             **words,

@@ -125,8 +125,8 @@ class Recommender:
 
         Args:
             user: a user's id, or several; None: a visitor.
-            liked: ids of items that are folded in as if they were interactions; left out of the
-                list like known ones.
+            liked: ids of items that are folded in as if they were interactions, in this order
+                and later than what is known of a user; left out of the list like known ones.
             intent: what is wanted, in words.
             intent_weight: what the words count, 0..1, beside the rest that is known of the user.
             new_items: texts of items that are ranked beside the others, as ``new-1``, ….
@@ -172,7 +172,9 @@ class Recommender:
         if not 0 <= intent_weight <= 1:
             raise SettingsError(f"`intent_weight` must be from 0 to 1, got {intent_weight}")
         users = [] if user is None else _as_ids(user)
-        likes = [_row(self._item_rows, item, "item") for item in _as_ids(liked)]
+        # Who comes back to an item likes it now: of repeats the last one counts.
+        latest = dict.fromkeys(reversed(_every_id(liked)))
+        likes = [_row(self._item_rows, item, "item") for item in reversed(latest)]
         if not (users or likes or words):
             raise SettingsError("give a user, liked items or an intent")
         if not (likes or words):
@@ -312,24 +314,18 @@ class Recommender:
         self, rows: Sequence[int], likes: Sequence[int], *, is_user: bool
     ) -> tuple[sp.csr_matrix, tuple[Rows, ...] | None]:
         """What is left out of the users' lists, and their own rows; None where there are none."""
-        blocks, known = self.tables.blocks, self.tables.known[rows]
+        tables = self.tables
+        blocks, known = tables.blocks, tables.known[rows]
         if not likes:
             return known, tuple(block.users[rows] for block in blocks) if is_user else None
-        n = len(rows)
-        liked = sp.csr_matrix(
-            (
-                np.ones(n * len(likes), dtype=np.float32),
-                (np.repeat(np.arange(n), len(likes)), np.tile(likes, n)),
-            ),
-            shape=known.shape,
-        )
-        history = known.maximum(liked).tocsr().astype(np.float32)
-        folded = user_rows(self.tables.newcomers, blocks, History(history))
+        before = tables.newcomers.history(np.asarray(rows), History(tables.known, tables.age)[rows])
+        history = before.then(likes)
+        folded = user_rows(tables.newcomers, blocks, history)
         # Nothing but a few likes says little of somebody: what was expected before counts too.
-        before = [block.users[rows] for block in blocks] if is_user else self._mean_user
+        expected = [block.users[rows] for block in blocks] if is_user else self._mean_user
         is_new = np.diff(known.indptr) == 0
         weight = is_new * _BEFORE / (_BEFORE + len(likes))
-        return with_ones(known) + liked, _mixed(folded, before, weight)
+        return with_ones(known) + history.weights, _mixed(folded, expected, weight)
 
     def _extended(
         self,
@@ -540,10 +536,15 @@ def _asked_block(block: Factors, users: Rows, added: Rows | None) -> Factors:
     return Factors(users, stack_rows([block.items, added]), known, none)
 
 
-def _as_ids(given: object) -> list[str]:
-    """Ids as words, each once; a single one is not taken for its letters."""
+def _every_id(given: object) -> list[str]:
+    """Ids as words; a single one is not taken for its letters."""
     several = given if isinstance(given, Iterable) and not isinstance(given, str) else [given]
-    return list(dict.fromkeys(map(str, several)))
+    return list(map(str, several))
+
+
+def _as_ids(given: object) -> list[str]:
+    """Ids as words, each once."""
+    return list(dict.fromkeys(_every_id(given)))
 
 
 def _row(rows: dict[str, int], identifier: str, kind: str) -> int:

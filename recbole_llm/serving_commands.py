@@ -44,7 +44,7 @@ def add_recommend_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="ITEM",
-        help="ids of items that somebody likes, a user or a visitor",
+        help="ids of items that somebody likes, a user or a visitor, the latest one last",
     )
     parser.add_argument("--intent", metavar="TEXT", help="what is wanted, in words")
     parser.add_argument(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -44,19 +44,49 @@ class History:
         matrix.eliminate_zeros()
         return matrix
 
+    def then(self, items: Sequence[int]) -> History:
+        """The histories of all users with some more items, the last one last.
+
+        Args:
+            items: item rows, each once; they count 1, or more where they counted more before.
+
+        Returns:
+            Histories without what counted nothing (weight 0).
+        """
+        n_users, n = self.weights.shape[0], len(items)
+        counts = self.weights.data > 0
+        users, before = (part[counts] for part in entries(self.weights))
+        ages = np.zeros(len(users), np.int32) if self.age is None else self.age[counts]
+        user = np.r_[users, np.repeat(np.arange(n_users), n)]
+        item = np.r_[before, np.tile(np.asarray(items, dtype=np.int64), n_users)]
+        age = np.r_[ages + n, np.tile(np.arange(n)[::-1], n_users)].astype(np.int32)
+        weight = np.r_[self.weights.data[counts], np.ones(n * n_users)].astype(np.float32)
+        # An item that comes again is as old as it was last, which is the first in this order.
+        order = np.lexsort((age, item, user))
+        user, item, age, weight = user[order], item[order], age[order], weight[order]
+        first = np.flatnonzero(np.diff(user * self.weights.shape[1] + item, prepend=-1))
+        weight = np.maximum.reduceat(weight, first) if len(first) else weight
+        ends = np.r_[0, np.cumsum(np.bincount(user[first], minlength=n_users))]
+        weights = sp.csr_matrix((weight, item[first], ends), shape=self.weights.shape)
+        return History(weights, age[first], self.own_texts)
+
     def __getitem__(self, key: Any) -> History:
-        """Some users (``history[users]``), or some items (``history[:, items]``)."""
+        """Some users (``history[users]``), or some items of all (``history[:, items]``)."""
         matrix = self.weights
-        place = sp.csr_matrix(
-            (np.arange(matrix.nnz), matrix.indices, matrix.indptr), shape=matrix.shape
-        )[key]
-        weights = sp.csr_matrix(
-            (matrix.data[place.data], place.indices, place.indptr), shape=place.shape
-        )
-        users = key[0] if isinstance(key, tuple) else key
+        users = key[0] if isinstance(key, tuple) else np.asarray(key)
+        if isinstance(key, tuple):
+            place = sp.csr_matrix(
+                (np.arange(matrix.nnz), matrix.indices, matrix.indptr), shape=matrix.shape
+            )[key]
+            kept, columns, ends, shape = place.data, place.indices, place.indptr, place.shape
+        else:  # that of one user of millions has to be quick
+            start, end = matrix.indptr[users], matrix.indptr[users + 1]
+            ends = np.r_[0, np.cumsum(end - start)]
+            kept = np.arange(ends[-1]) + np.repeat(start - ends[:-1], end - start)
+            columns, shape = matrix.indices[kept], (len(users), matrix.shape[1])
         return History(
-            weights,
-            None if self.age is None else self.age[place.data],
+            sp.csr_matrix((matrix.data[kept], columns, ends), shape=shape),
+            None if self.age is None else self.age[kept],
             {name: rows[users] for name, rows in self.own_texts.items()},
         )
 

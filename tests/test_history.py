@@ -54,3 +54,31 @@ def test_what_is_too_long_ago_to_count_is_left_out_and_no_order_decays_nothing()
     np.testing.assert_array_equal(decayed.toarray(), [[1, 0.5, 0]])
     assert decayed.nnz == 2
     assert History(weights).decayed(0.5) is weights
+
+
+@pytest.mark.parametrize("has_order", [True, False])
+def test_more_items_come_last_and_the_rest_grows_older(has_order):
+    history = random_history()
+    history.weights.data[::4] = 0
+    if not has_order:
+        history = History(history.weights)
+    expected = {}
+    ages = history.age if has_order else np.zeros(history.weights.nnz, np.int32)
+    pairs = history.weights.tocoo()
+    for user, item, weight, age in zip(pairs.row, pairs.col, pairs.data, ages, strict=True):
+        if weight > 0:
+            expected[user, item] = (weight, age + 3)
+    for user in range(5):
+        for age, item in enumerate([4, 1, 6]):  # the last one first
+            weight, _ = expected.get((user, item), (0, 0))
+            expected[user, item] = (max(weight, 1), age)
+    then = history.then([6, 1, 4])
+    assert triples(then) == sorted((u, i, w, a) for (u, i), (w, a) in expected.items())
+    assert then.weights.has_sorted_indices
+    assert then.own_texts is history.own_texts
+
+
+def test_nothing_more_keeps_what_counts():
+    empty = History(sp.csr_matrix((2, 3), dtype=np.float32))
+    assert empty.then([]).weights.nnz == 0
+    np.testing.assert_array_equal(empty.then([2]).weights.toarray(), [[0, 0, 1], [0, 0, 1]])

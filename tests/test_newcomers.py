@@ -10,7 +10,7 @@ from recbole_llm.errors import DataError, DataWarning, SettingsError
 from recbole_llm.evaluation import Metric, Validation
 from recbole_llm.fitting import fit_model
 from recbole_llm.model_settings import read_model_settings
-from recbole_llm.newcomers import user_rows
+from recbole_llm.newcomers import user_rows, with_histories
 from recbole_llm.saved_tables import SavedTables, read_tables, write_tables
 from recbole_llm.serving import VISITOR, Recommender
 from recbole_llm.settings import RunOptions
@@ -50,7 +50,9 @@ def interactions():
 
 def fitted(signals=None, texts=TEXTS, **settings):
     train, held = interactions()
-    data = TrainingData(train, item_texts=texts)
+    rng = np.random.default_rng(1)
+    ages = [rng.permutation(count) for count in np.diff(train.indptr)]
+    data = TrainingData(train, np.concatenate(ages).astype(np.int32), texts)
     read = read_model_settings(signals, {**QUICK, **settings})
     validation = Validation.of(data.binary, held, "")
     blocks, _, newcomers = fit_model(data, validation, read, Metric("ndcg", 5), RUN)
@@ -63,6 +65,7 @@ def fitted(signals=None, texts=TEXTS, **settings):
         item_titles=texts or ("",) * N_ITEMS,
         item_texts=texts if newcomers.encoders else (),
         known=known,
+        age=data.age,
         newcomers=newcomers,
         facts={"model": "HybridFusion", "dataset": "shop", "seed": 3},
     )
@@ -314,3 +317,62 @@ def test_real_encoder_says_what_it_reads_of_long_and_foreign_words():
     assert sum(int(name[1:]) % 3 == 1 for name in found["item_id"]) >= 4
     with pytest.warns(DataWarning, match=r"bert reads the first \d+ of its 5,000 words"):
         recommender.recommend_for(intent=" ".join(["red coat"] * 2500))
+
+
+FORGETFUL = {f"{name}_history_decay": 0.3 for name in ("als", "lightfm", "item_item", "text_map")}
+
+
+@pytest.fixture(scope="module")
+def forgetful():
+    return fitted(**FORGETFUL, text_intent_history_decay=0.3)
+
+
+def kinds(found):
+    return [int(name[1:]) % 3 for name in found["item_id"]]
+
+
+def test_a_visitors_list_follows_the_last_click(forgetful):
+    recommender = serve(forgetful)
+    for liked, last in ((["i3", "i6", "i4", "i7"], 1), (["i4", "i7", "i3", "i6"], 0)):
+        found = kinds(recommender.recommend_for(liked=liked, k=6))
+        assert found.count(last) > found.count(1 - last)
+    lists = [
+        tuple(recommender.recommend_for(liked=liked, k=8, exclude_known=False)["item_id"])
+        for liked in (["i3", "i4"], ["i4", "i3"], ["i3", "i4", "i3"])
+    ]
+    assert lists[0] != lists[1]
+    assert lists[1] == lists[2], "what was liked again is the last one liked"
+
+
+def test_a_users_likes_are_later_than_her_history_which_keeps_its_ages(forgetful):
+    item = 8
+    recommender, user = serve(forgetful), 4
+    own = forgetful.known[[user]]
+    row = slice(*forgetful.known.indptr[user : user + 2])
+    age = np.zeros(N_ITEMS, np.int32)
+    age[own.indices] = forgetful.age[row] + 1
+    age[item] = 0
+    counts = own.toarray()
+    counts[0, item] = max(counts[0, item], 1)
+    weights = sp.csr_matrix(counts)
+    history = History(weights, age[weights.indices])
+    rows = user_rows(forgetful.newcomers, forgetful.blocks, history)
+    expected = sum(r @ b.items.T for r, b in zip(rows, forgetful.blocks, strict=True))
+    found = recommender.recommend_for(
+        user=f"u{user}", liked=[f"i{item}"], k=N_ITEMS, exclude_known=False
+    )
+    places = [int(name[1:]) for name in found["item_id"]]
+    np.testing.assert_allclose(found["score"], np.asarray(expected).ravel()[places], atol=1e-4)
+
+
+def test_rows_of_grown_histories_stand_in_the_place_of_the_old_ones(saved):
+    users = np.array([2, 5])
+    history = History(saved.known, saved.age)[users].then([3, 7])
+    blocks = with_histories(saved.newcomers, saved.blocks, users, history)
+    expected = user_rows(saved.newcomers, saved.blocks, history)
+    others = np.setdiff1d(np.arange(N_USERS), users)
+    for block, before, rows in zip(blocks, saved.blocks, expected, strict=True):
+        difference = abs(block.users[users] - rows)
+        assert difference.max() < 1e-5
+        assert abs(block.users[others] - before.users[others]).sum() == 0
+        assert block.items is before.items

@@ -49,6 +49,7 @@ def random_tables(seed=0, n_users=N_USERS, n_items=N_ITEMS):
         item_titles=("", "café ☕ \ud800", *(f"title {item}" for item in range(2, n_items))),
         item_texts=(),
         known=known,
+        age=rng.permutation(known.nnz).astype(np.int32),
         newcomers=Newcomers((), 0.0, {}),
         facts={"model": "HybridFusion", "dataset": "shop", "seed": 7},
     )
@@ -89,6 +90,7 @@ def test_tables_are_read_as_they_were_written(tables, folder, monkeypatch, mappe
             block.scores(np.arange(N_USERS)), written.scores(np.arange(N_USERS))
         )
     assert_same_rows(read.known, tables.known)
+    np.testing.assert_array_equal(read.age, tables.age)
     for name in ("user_ids", "item_ids", "item_titles", "facts"):
         assert getattr(read, name) == getattr(tables, name)
     np.testing.assert_array_equal(read.item_counts, (tables.known > 0).sum(axis=0).A1)

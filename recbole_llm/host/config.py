@@ -8,6 +8,8 @@ from importlib.metadata import version
 from logging import getLogger
 from typing import Any
 
+from recbole.utils import ModelType
+
 from recbole_llm.cold_split import check_no_filters
 from recbole_llm.errors import SettingsError
 from recbole_llm.evaluation import METRIC_NAMES
@@ -15,6 +17,7 @@ from recbole_llm.host.cold_evaluation import apply_cold_eval
 from recbole_llm.host.known_keys import check_keys, recbole_keys
 from recbole_llm.model_settings import model_keys
 from recbole_llm.scoring import find_device
+from recbole_llm.settings import HistorySettings, read_section
 
 # Read by the host for every model; all else belongs to RecBole or to a model.
 HOST_KEYS = frozenset({"result_file", "device", "cold_eval"})
@@ -77,6 +80,24 @@ def prepare(config: Any, *, writes_record: bool = False) -> None:
             f"{', '.join(sorted(metrics))}; set one of these as `valid_metric`"
         )
     config["recbole_llm_prepared"] = True
+
+
+def test_history(config: Any) -> str:
+    """By what a user is known when the test part is evaluated: `train` or `train_and_valid`.
+
+    RecBole hands a general model the training part alone; a sequential one sees all that came
+    before.
+    """
+    if not hasattr(config.model_class, "signal_names"):
+        is_sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+        return "train_and_valid" if is_sequential else "train"
+    chosen = read_section(HistorySettings, given_settings(config)).test_history
+    if chosen != "auto":
+        return chosen
+    split, order = config["eval_args"]["split"], config["eval_args"]["order"]
+    # A fixed split of files is not RecBole's, whatever `eval_args` say.
+    leaves_last_out = order == "TO" and "LS" in (split or {}) and not config["benchmark_filename"]
+    return "train_and_valid" if leaves_last_out else "train"
 
 
 def settings_in_force(config: Any) -> dict[str, Any]:

@@ -13,11 +13,12 @@ from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.utils import FeatureSource, FeatureType
 
 from recbole_llm.errors import DataError, SettingsError, did_you_mean
+from recbole_llm.factors import Index
 from recbole_llm.host.config import given_settings, prepare
 from recbole_llm.model_settings import ModelSettings
 from recbole_llm.settings import HistorySettings, read_section
 from recbole_llm.text import categorical_fields, compose, read_feature_table, text_fields
-from recbole_llm.training_data import TrainingData, entries, interaction_matrix
+from recbole_llm.training_data import History, TrainingData, entries, interaction_matrix
 
 # Numbers the rows of the data set, so that a split finds its raw values again. A token field:
 # RecBole keeps those as int64, and float32 would lose count at 16.8 million.
@@ -183,24 +184,48 @@ class TablesDataset(Dataset):
         """The interactions of this part, CSR float32 (n_users, n_items)."""
         return self._matrix()[0]
 
-    def known_pairs(self) -> sp.csr_matrix:
-        """What each pair of this part counts, 1 in the mean, 0s kept, CSR float32."""
+    def known_pairs(self) -> tuple[sp.csr_matrix, NDArray[np.int32] | None]:
+        """What each pair of this part counts, 1 in the mean, 0s kept, CSR float32; and its age.
+
+        What counts nothing has age 0.
+        """
         feat = self.inter_feat
         users, items = feat[self.uid_field].numpy(), feat[self.iid_field].numpy()
         ones = np.ones(len(users), dtype=np.float32)
         pairs, _ = interaction_matrix(users, items, ones, (self.user_num, self.item_num))
-        weights = self.training_matrix()
+        weights, ages = self._matrix()
         pairs.data = np.asarray(weights[entries(pairs)], dtype=np.float32).ravel()
         if weights.nnz:
             pairs.data /= weights.data.mean(dtype=np.float64).astype(np.float32)
-        return pairs
+        if ages is None:
+            return pairs, None
+        age = np.zeros(pairs.nnz, dtype=np.int32)
+        age[pairs.data > 0] = ages
+        return pairs, age
 
-    def _matrix(self) -> tuple[sp.csr_matrix, NDArray[np.int32] | None]:
-        feat = self.inter_feat
-        rows = feat[_ROW].numpy()
+    def grown_histories(self) -> tuple[Index, History] | None:
+        """Users who are known better before this part than by training, and all they are known by.
+
+        None for the training and the validation part, and where nobody is.
+        """
+        if not any(len(part) for part in self.earlier[1:]):
+            return None
+        matrix, age = self._matrix(self.earlier)
+        weights = self.earlier[0].training_matrix().data
+        if len(weights):  # 1 stays what counts as much as the mean of training
+            matrix.data = matrix.data / weights.mean(dtype=np.float64).astype(np.float32)
+        users = np.unique(_column(self.earlier[1:], self.uid_field))
+        return users, History(matrix, age)[users]
+
+    def _matrix(
+        self, parts: Sequence[TablesDataset] = ()
+    ) -> tuple[sp.csr_matrix, NDArray[np.int32] | None]:
+        """This part's interactions, or several parts', and their ages."""
+        parts = parts or (self,)
+        rows = _column(parts, _ROW)
         return interaction_matrix(
-            feat[self.uid_field].numpy(),
-            feat[self.iid_field].numpy(),
+            _column(parts, self.uid_field),
+            _column(parts, self.iid_field),
             self.raw_weights[rows].astype(np.float32),
             (self.user_num, self.item_num),
             None if self.raw_times is None else self.raw_times[rows],
@@ -283,6 +308,11 @@ class TablesDataset(Dataset):
             )
         ids = self.field2id_token[self.uid_field]
         return tuple(compose(table, fields, ids, setting="user_text_fields"))
+
+
+def _column(parts: Sequence[TablesDataset], field: str) -> Index:
+    """A field of whole numbers of all interactions of some parts."""
+    return np.concatenate([part.inter_feat[field].numpy() for part in parts])
 
 
 class SequencesDataset(TablesDataset, SequentialDataset):

@@ -20,7 +20,7 @@ from recbole.utils import get_model, get_trainer, init_logger, init_seed
 
 from recbole_llm.errors import DataError, SettingsError, did_you_mean, one_line
 from recbole_llm.fitting import FitReport
-from recbole_llm.host.config import prepare, settings_in_force, versions
+from recbole_llm.host.config import prepare, settings_in_force, test_history, versions
 from recbole_llm.host.known_keys import model_names
 from recbole_llm.text import parse_head
 from recbole_llm.whole_file import whole_file
@@ -155,6 +155,7 @@ def _record(
         "dataset": config["dataset"],
         "seed": config["seed"],
         "settings": settings_in_force(config),
+        "test_history": test_history(config),
         "valid": valid,
         "test": test,
         "signals": report.signals,

@@ -7,7 +7,7 @@ from typing import Any
 
 from recbole.trainer import TraditionalTrainer
 
-from recbole_llm.host.config import settings_in_force, versions
+from recbole_llm.host.config import settings_in_force, test_history, versions
 from recbole_llm.saved_tables import SavedTables, tables_folder, write_tables
 from recbole_llm.whole_file import whole_file
 
@@ -19,6 +19,19 @@ class TablesTrainer(TraditionalTrainer):
         """As RecBole's, with the validation part at hand for tuning."""
         self._parts = (train_data._dataset, valid_data._dataset if valid_data else None)
         return super().fit(train_data, valid_data, *args, **kwargs)
+
+    def evaluate(self, eval_data: Any, *args: Any, **kwargs: Any) -> Any:
+        """As RecBole's; at test time users are known by what `test_history` says."""
+        grown = eval_data._dataset.grown_histories() if eval_data else None
+        if grown is not None:
+            known_by = test_history(self.config)
+            self.logger.info(f"test_history: users are known by {known_by.replace('_', ' ')}")
+            if known_by == "train_and_valid":
+                self.model.remember(grown)
+        try:
+            return super().evaluate(eval_data, *args, **kwargs)
+        finally:
+            self.model.remember(None)
 
     def _train_epoch(self, *args: Any, **kwargs: Any) -> float:
         self.model.fit(*self._parts)
@@ -39,13 +52,15 @@ class TablesTrainer(TraditionalTrainer):
     def _tables(self) -> SavedTables:
         """The fitted model as it is served: RecBole's own checkpoint is a pickle."""
         train, report = self._parts[0], self.model.report
+        known, age = train.known_pairs()
         return SavedTables(
             blocks=self.model.blocks,
             user_ids=tuple(map(str, train.field2id_token[train.uid_field])),
             item_ids=tuple(map(str, train.field2id_token[train.iid_field])),
             item_titles=train.item_titles(self.model.settings.text.item_text_fields),
             item_texts=self.model.item_texts,
-            known=train.known_pairs(),
+            known=known,
+            age=age,
             newcomers=self.model.newcomers,
             facts={
                 "model": self.config["model"],

@@ -11,14 +11,15 @@ from recbole.utils import InputType, ModelType
 
 from recbole_llm.errors import SettingsError
 from recbole_llm.evaluation import Metric, Validation
-from recbole_llm.factors import Factors
+from recbole_llm.factors import Factors, Index
 from recbole_llm.fitting import FitReport, fit_model
 from recbole_llm.host.config import given_settings
 from recbole_llm.host.dataset import TablesDataset
 from recbole_llm.model_settings import model_keys, read_model_settings
-from recbole_llm.newcomers import Newcomers
+from recbole_llm.newcomers import Newcomers, with_histories
 from recbole_llm.scoring import Scorer
 from recbole_llm.settings import Key, RunOptions
+from recbole_llm.training_data import History
 
 
 class TablesRecommender(GeneralRecommender):
@@ -28,7 +29,7 @@ class TablesRecommender(GeneralRecommender):
         signal_names: the signals that it is made of; None where the user chooses them.
         blocks: the fused tables, empty before :meth:`fit`.
         report: what happened while it was fitted.
-        newcomers: what it takes to give rows to newcomers; not in RecBole's checkpoint.
+        newcomers: what it takes to give rows to newcomers.
         item_texts: what the encoders got, none where no text is encoded.
     """
 
@@ -50,10 +51,11 @@ class TablesRecommender(GeneralRecommender):
         self.report = FitReport()
         self.newcomers = Newcomers((), 0.0, {})
         self.item_texts: tuple[str, ...] = ()
+        self._grown: tuple[Index, History] | None = None
         self._scorer: Scorer | None = None
         # RecBole builds an optimizer, which needs a parameter.
         self.no_gradient = torch.nn.Parameter(torch.zeros(1))
-        self.other_parameter_name = ["blocks", "report"]
+        self.other_parameter_name = ["blocks", "report", "newcomers"]
 
     @classmethod
     def setting_keys(cls) -> list[Key]:
@@ -88,8 +90,20 @@ class TablesRecommender(GeneralRecommender):
     def scorer(self) -> Scorer:
         """The tables on the device."""
         if self._scorer is None:
-            self._scorer = Scorer(self.blocks, self.device)
+            blocks = self.blocks
+            if self._grown is not None:
+                blocks = with_histories(self.newcomers, blocks, *self._grown)
+            self._scorer = Scorer(blocks, self.device)
         return self._scorer
+
+    def remember(self, grown: tuple[Index, History] | None) -> None:
+        """Score by longer histories than training's; nothing is learned of them.
+
+        Args:
+            grown: users, ascending, and what they are known by; None: by training alone.
+        """
+        if grown is not self._grown:
+            self._grown, self._scorer = grown, None
 
     def calculate_loss(self, interaction: Any) -> torch.Tensor:
         """Zero: nothing is learned by gradients."""
@@ -107,4 +121,4 @@ class TablesRecommender(GeneralRecommender):
         return self.scorer.scores(interaction[self.USER_ID]).view(-1)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_scorer": None}
+        return {**self.__dict__, "_scorer": None, "_grown": None}
