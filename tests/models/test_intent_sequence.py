@@ -52,7 +52,7 @@ def test_it_learns_what_comes_next_from_the_files_own_times(tmp_path, monkeypatc
     run(circle(tmp_path), monkeypatch, result_file=str(file), topk=[2], valid_metric="NDCG@2")
     record = json.loads(file.read_text())
     assert record["test"]["recall@2"] > 0.6
-    assert record["texts"]["encoded"] == 15
+    assert record["seconds"]["encode"] > 0
     assert record["settings"]["train_neg_sample_args"]["distribution"] == "none"
 
 
