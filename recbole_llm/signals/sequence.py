@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from recbole_llm.completion import TextFeatures, has_text, text_features
+from recbole_llm.errors import FitError
 from recbole_llm.evaluation import Metric, Validation, evaluate
 from recbole_llm.factors import Factors, Mask, Rows, Table
 from recbole_llm.sequence_network import (
@@ -35,6 +36,7 @@ from recbole_llm.signals.base import SingleSignal, SkippedSignal, with_settings
 from recbole_llm.training_data import History, TrainingData
 
 _FEWEST_STEPS = 50
+# Of all steps; each is the last one of some user, so that of long histories little is lost.
 _HELD_OUT = 0.1
 _MOST_HELD_OUT = 2000
 _METRIC = Metric("ndcg", 10)
@@ -65,11 +67,12 @@ class SequenceSignal(SequenceShape, SingleSignal):
 
         Raises:
             SkippedSignal: the data have no order, or too few users have two items.
+            FitError: the steps are so long that the network is lost.
         """
         if data.age is None:
             raise SkippedSignal("the interactions have no order (see `order_field`)")
         features = None
-        if data.item_embeddings:
+        if self.encoders and data.item_embeddings:
             features = self._features(data.item_embeddings)
         known = data.warm_items
         # What is of one moment stands in a random order: that of the item numbers would be
@@ -82,10 +85,16 @@ class SequenceSignal(SequenceShape, SingleSignal):
                 f"{_FEWEST_STEPS}"
             )
         network = _trained(features, ordered, data.n_items, self, run)
+        items = network.item_table()
+        if not np.isfinite(items).all():
+            raise FitError(
+                "the sequence network has no finite weights left; lower `sequence_learning_rate`, "
+                f"which is {self.learning_rate:g}"
+            )
         if features is not None:
             known = known | features.has_text
         none = np.zeros((0, self.dimensions), dtype=np.float32)
-        factors = Factors.of(none, network.item_table(), known, network.arrays())
+        factors = Factors.of(none, items, known, network.arrays())
         users = self.fold_in(factors, factors.items, data.history)
         return Factors.of(users, factors.items, known, factors.extra)
 
@@ -127,7 +136,8 @@ def _trained(
     """
     rng = np.random.default_rng(run.seed)
     held = np.flatnonzero(ordered.lengths > 1)
-    held = rng.permutation(held)[: min(_MOST_HELD_OUT, round(_HELD_OUT * len(held)))]
+    n_steps = int((ordered.lengths[held] - 1).sum())
+    held = rng.permutation(held)[: min(_MOST_HELD_OUT, round(_HELD_OUT * n_steps))]
     validation = _validation(ordered[held], n_items)
     predicted = np.ones(len(ordered.items), dtype=bool)
     predicted[ordered.stops[held] - 1] = False
