@@ -55,7 +55,7 @@ class SequenceSignal(SequenceShape, SingleSignal):
         30, "Most passes over the sequences; fewer where held-out items say so.", at_least=1
     )
     learning_rate: float = setting(0.001, "Step of Adam.", above=0.0)
-    batch_size: int = setting(256, "Sequences of a step.", at_least=1)
+    batch_size: int = setting(1024, "Next items of a step, about.", at_least=1)
     encoders: Words = ()
 
     uses_text: ClassVar[bool] = True
@@ -206,8 +206,9 @@ def _run_epoch(
     network.train()
     windows = ordered.windows(signal.max_history)
     order = rng.permutation(len(windows.stops))
-    for start in range(0, len(order), signal.batch_size):
-        part = windows[order[start : start + signal.batch_size]]
+    step = np.cumsum(windows.lengths[order] - 1) // signal.batch_size
+    for batch in np.split(order, np.flatnonzero(np.diff(step)) + 1):
+        part = windows[batch]
         places, inside = part.padded()
         items = np.where(inside, part.items[places], 0)
         counts = (inside & predicted[places])[:, 1:]

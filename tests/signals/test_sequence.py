@@ -14,7 +14,7 @@ from recbole_llm.testing.signals import ENCODER, check_newcomers, small_data
 from recbole_llm.training_data import History, TrainingData, interaction_matrix
 
 RUN = RunOptions(seed=3, progress=False)
-QUICK = SequenceSignal(dimensions=16, epochs=12, learning_rate=0.01, batch_size=32)
+QUICK = SequenceSignal(dimensions=16, epochs=12, learning_rate=0.01, batch_size=160)
 
 
 def circle(n_users=80, n_items=21, n_steps=6, n_cold=3):
