@@ -147,29 +147,51 @@ def _with_embeddings(
     report: FitReport,
 ) -> tuple[TrainingData, dict[str, str]]:
     """The data with their texts encoded, and each encoder's fingerprint."""
+    (items, users), fingerprints = encode_texts(
+        (data.item_texts, user_texts), settings, run, report
+    )
+    return dataclasses.replace(data, item_embeddings=items, user_embeddings=users), fingerprints
+
+
+def encode_texts(
+    kinds: Sequence[tuple[str, ...]], settings: TextSettings, run: RunOptions, report: FitReport
+) -> tuple[list[dict[str, Rows]], dict[str, str]]:
+    """Texts by all encoders, from the cache where they are in it.
+
+    Args:
+        kinds: the items' texts, which an encoder learns its words from, and any others.
+        settings: the encoders and their cache.
+        run: device and progress.
+        report: counts the texts.
+
+    Returns:
+        Encoder's name -> unit rows for each of ``kinds``, empty where none has a text, and
+        encoder's name -> fingerprint, empty where no item has one.
+
+    Raises:
+        SettingsError: an encoder cannot be had.
+    """
     cache = _open_cache(settings.embedding_cache)
     options = EncoderOptions(run.device, settings.encoder_batch_size, run.progress)
-    items: dict[str, Rows] = {}
-    users: dict[str, Rows] = {}
+    rows: list[dict[str, Rows]] = [{} for _ in kinds]
     fingerprints: dict[str, str] = {}
+    item_texts = kinds[0]
     for spec in settings.encoder:
         encoder = build(spec, options)
-        if not any(data.item_texts):
+        if not any(item_texts):
             continue
-        encoder = encoder.fit(data.item_texts)
+        encoder = encoder.fit(item_texts)
         fingerprints[spec] = encoder.fingerprint()
-        for texts, rows in ((data.item_texts, items), (user_texts, users)):
+        for texts, by_encoder in zip(kinds, rows, strict=True):
             if any(texts):
-                rows[spec], counts = encode_cached(encoder, texts, cache)
+                by_encoder[spec], counts = encode_cached(encoder, texts, cache)
                 report.texts["encoded"] += counts.encoded
                 report.texts["cached"] += counts.cached
-    with_text = sum(map(bool, data.item_texts))
     logger.info(
-        f"texts: {with_text:,} of {data.n_items - 1:,} items have one; "
-        f"{report.texts['encoded']:,} encoded, {report.texts['cached']:,} from the cache"
+        f"texts: {sum(map(bool, item_texts)):,} of {max(0, len(item_texts) - 1):,} items have "
+        f"one; {report.texts['encoded']:,} encoded, {report.texts['cached']:,} from the cache"
     )
-    data = dataclasses.replace(data, item_embeddings=items, user_embeddings=users)
-    return data, fingerprints
+    return rows, fingerprints
 
 
 def _open_cache(setting: str | None) -> EmbeddingCache | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from recbole_llm.errors import SettingsError, did_you_mean
 from recbole_llm.fusion import FUSIONS, parse_exposure
+from recbole_llm.sequence_network import SequenceShape
 from recbole_llm.settings import (
     FusionSettings,
     HistorySettings,
@@ -86,6 +87,15 @@ def model_keys(signal_names: Sequence[str] | None) -> list[Key]:
     for name in chosen:
         keys += section_keys(name, SIGNALS[name], prefix=f"{name}_")
     return keys
+
+
+def sequence_keys() -> list[Key]:
+    """The flat keys of a sequential model; how it is trained, RecBole's own keys say."""
+    described = [*section_keys("text", TextSettings), *section_keys("history", HistorySettings)]
+    # The network reads no users' texts, and an item of a sequence is there or not.
+    unread = ("user_text_fields", "interaction_weight_field", "behaviour_weights", "test_history")
+    shape = section_keys("sequence", SequenceShape, prefix="sequence_")
+    return [*(key for key in described if key.field not in unread), *shape]
 
 
 def read_model_settings(

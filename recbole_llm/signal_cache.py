@@ -87,9 +87,10 @@ def _key(signal: Signal, data: TrainingData, run: RunOptions) -> str:
 
 
 def _source(signal: Signal) -> bytes:
-    """The code that fits: a change of it makes other tables."""
-    file = inspect.getsourcefile(type(signal))
-    return Path(file).read_bytes() if file else b""
+    """The code that fits, its bases' too: a change of it makes other tables."""
+    modules = {kind.__module__: kind for kind in type(signal).__mro__ if kind is not object}
+    files = (inspect.getsourcefile(kind) for kind in modules.values())
+    return b"".join(Path(file).read_bytes() for file in files if file)
 
 
 def _add_rows(digest: hashlib._Hash, rows: Rows) -> None:

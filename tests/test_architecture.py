@@ -14,7 +14,7 @@ LAYERS = [
     ["training_data", "scoring", "slices", "column_values"],
     ["importing", "cold_split"],
     ["encoders", "evaluation"],
-    ["embedding_cache", "intent", "completion", "cold_metrics"],
+    ["embedding_cache", "intent", "completion", "cold_metrics", "sequence_network"],
     ["signals"],
     ["signal_cache"],
     ["newcomers"],

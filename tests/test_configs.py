@@ -4,18 +4,25 @@ from pathlib import Path
 
 import pytest
 import yaml
+from recbole.utils import ModelType
 
 from recbole_llm.model_settings import model_keys, read_model_settings
 from recbole_llm.models import MODELS
+from recbole_llm.sequence_network import SequenceShape
+from recbole_llm.settings import TextSettings, read_section
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_yaml_gives_the_defaults_and_nothing_else(name):
-    names = MODELS[name].signal_names
     given = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
-    assert list(given) == [key.name for key in model_keys(names)]
+    assert list(given) == [key.name for key in MODELS[name].setting_keys()]
+    if MODELS[name].type == ModelType.SEQUENTIAL:
+        assert read_section(TextSettings, given) == TextSettings()
+        assert read_section(SequenceShape, given, prefix="sequence_") == SequenceShape()
+        return
+    names = MODELS[name].signal_names
     stated, default = read_model_settings(names, given), read_model_settings(names, {})
     assert (stated.signals, stated.text, stated.history) == (
         default.signals,

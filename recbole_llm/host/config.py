@@ -52,10 +52,10 @@ def prepare(config: Any, *, writes_record: bool = False) -> None:
     if config["recbole_llm_prepared"]:
         return
     given = given_settings(config)
-    ours = hasattr(config.model_class, "signal_names")
+    ours = hasattr(config.model_class, "setting_keys")
     known = recbole_keys(config.model_class) | HOST_KEYS
     if ours:
-        known |= {key.name for key in model_keys(config.model_class.signal_names)}
+        known |= {key.name for key in config.model_class.setting_keys()}
         # They describe the data, so a data set's own YAML gives them to every model.
         known |= {key.name for key in model_keys(None) if key.section in ("text", "history")}
     for warning in check_keys(given, known, strict=ours, model=config["model"]):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
-from recbole.data.dataset import Dataset
+from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.utils import FeatureSource, FeatureType
 
 from recbole_llm.errors import DataError, SettingsError, did_you_mean
@@ -238,7 +238,7 @@ class TablesDataset(Dataset):
         categories: dict[str, tuple[str, ...]] = {}
         user_texts: tuple[str, ...] = ()
         if settings.uses_text:
-            texts, categories = self._item_texts(settings)
+            texts, categories = self.item_texts(settings.text.item_text_fields)
             user_texts = self._user_texts(settings)
         return TrainingData(matrix, age, texts, categories), user_texts
 
@@ -253,16 +253,20 @@ class TablesDataset(Dataset):
             encoding=self.config["encoding"] or "utf-8",
         )
 
-    def _item_texts(
-        self, settings: ModelSettings
+    def item_texts(
+        self, fields: Sequence[str] | None
     ) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+        """The items' texts and their values of categorical fields, each n_items, or none at all.
+
+        Args:
+            fields: those that make the text; None: every text-like one.
+        """
         table = self._feature_file("item", self.iid_field)
         if table is None:
             self.logger.warning(
                 f"no file {self.dataset_name}.item in {self.dataset_path}: no item has a text"
             )
             return (), {}
-        fields = settings.text.item_text_fields
         chosen = text_fields(table) if fields is None else fields
         ids = self.field2id_token[self.iid_field]
         self.logger.info(f"item text fields: {', '.join(chosen) or 'none is text-like'}")
@@ -309,3 +313,29 @@ class TablesDataset(Dataset):
 def _column(parts: Sequence[TablesDataset], field: str) -> Index:
     """A field of whole numbers of all interactions of some parts."""
     return np.concatenate([part.inter_feat[field].numpy() for part in parts])
+
+
+class SequencesDataset(TablesDataset, SequentialDataset):
+    """The data set of our sequential models: RecBole's, in the order of the file's own times."""
+
+    def __init__(self, config: Any) -> None:
+        # Nothing is drawn by RecBole: the models rank each next item against all by themselves.
+        none = {"distribution": "none", "sample_num": "none", "alpha": "none"}
+        config["train_neg_sample_args"] = {**none, "dynamic": False, "candidate_num": 0}
+        super().__init__(config)
+        if "eval_batch_size" not in given_settings(config):
+            # Here it counts users.
+            config["eval_batch_size"] = max(1, _BATCH_SCORES // self.item_num)
+
+    def _fill_nan(self) -> None:
+        super()._fill_nan()
+        if self.raw_times is None:
+            raise DataError(
+                f"{self.config['model']} needs an order, and of {self.dataset_name}.inter no "
+                f"field `{self.time_field}` is loaded; name the one that it has by `order_field`"
+            )
+
+    def _change_feat_format(self) -> None:
+        # RecBole keeps a history of every column beside each row; this one nobody reads.
+        self._del_col(self.inter_feat, _ROW)
+        super()._change_feat_format()

@@ -12,9 +12,10 @@ quirks.quiet_host_warnings()
 
 import recbole.data.dataset  # noqa: E402  # after the filters: ray warns at import
 import recbole.trainer  # noqa: E402
+from recbole.utils import ModelType  # noqa: E402
 
 from recbole_llm.host.cold_evaluation import register_metrics  # noqa: E402
-from recbole_llm.host.dataset import TablesDataset  # noqa: E402
+from recbole_llm.host.dataset import SequencesDataset, TablesDataset  # noqa: E402
 from recbole_llm.host.trainer import TablesTrainer  # noqa: E402
 from recbole_llm.models import MODELS  # noqa: E402
 
@@ -28,11 +29,15 @@ def register_models() -> None:
     quirks.apply()
     register_metrics()
     for name, model in MODELS.items():
-        path = f"recbole.model.general_recommender.{name.lower()}"
+        is_sequential = model.type == ModelType.SEQUENTIAL
+        kind = "sequential" if is_sequential else "general"
+        path = f"recbole.model.{kind}_recommender.{name.lower()}"
         module = ModuleType(path, model.__doc__)
         setattr(module, name, model)
         # find_spec refuses a module in sys.modules that has none.
         module.__spec__ = ModuleSpec(path, loader=None)
         sys.modules[path] = module
-        setattr(recbole.trainer, f"{name}Trainer", TablesTrainer)
-        setattr(recbole.data.dataset, f"{name}Dataset", TablesDataset)
+        dataset = SequencesDataset if is_sequential else TablesDataset
+        setattr(recbole.data.dataset, f"{name}Dataset", dataset)
+        if not is_sequential:  # those are trained by RecBole's own
+            setattr(recbole.trainer, f"{name}Trainer", TablesTrainer)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from recbole_llm.models.als import ALS
 from recbole_llm.models.hybrid_fusion import HybridFusion
+from recbole_llm.models.intent_sequence import IntentSequence
 from recbole_llm.models.lightfm import LightFM
-from recbole_llm.models.tables_recommender import TablesRecommender
 from recbole_llm.models.text_intent import TextIntent
 
 __all__ = ["MODELS"]
 
-MODELS: dict[str, type[TablesRecommender]] = {
-    model.__name__: model for model in (ALS, LightFM, TextIntent, HybridFusion)
+MODELS: dict[str, type[Any]] = {
+    model.__name__: model for model in (ALS, LightFM, TextIntent, HybridFusion, IntentSequence)
 }

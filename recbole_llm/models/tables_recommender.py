@@ -15,10 +15,10 @@ from recbole_llm.factors import Factors, Index
 from recbole_llm.fitting import FitReport, fit_model
 from recbole_llm.host.config import given_settings
 from recbole_llm.host.dataset import TablesDataset
-from recbole_llm.model_settings import read_model_settings
+from recbole_llm.model_settings import model_keys, read_model_settings
 from recbole_llm.newcomers import Newcomers, with_histories
 from recbole_llm.scoring import Scorer
-from recbole_llm.settings import RunOptions
+from recbole_llm.settings import Key, RunOptions
 from recbole_llm.training_data import History
 
 
@@ -56,6 +56,11 @@ class TablesRecommender(GeneralRecommender):
         # RecBole builds an optimizer, which needs a parameter.
         self.no_gradient = torch.nn.Parameter(torch.zeros(1))
         self.other_parameter_name = ["blocks", "report", "newcomers"]
+
+    @classmethod
+    def setting_keys(cls) -> list[Key]:
+        """The keys that it takes beside RecBole's."""
+        return model_keys(cls.signal_names)
 
     def fit(self, train: TablesDataset, valid: TablesDataset | None) -> None:
         """Fit the tables on the training part; settings and weights on the validation part."""

@@ -12,6 +12,7 @@ from recbole_llm.signals.item_item import ItemItemSignal
 from recbole_llm.signals.lightfm import LightFMSignal
 from recbole_llm.signals.next_item import NextItemSignal
 from recbole_llm.signals.popularity import PopularitySignal
+from recbole_llm.signals.sequence import SequenceSignal
 from recbole_llm.signals.text_intent import TextIntentSignal
 from recbole_llm.signals.text_map import TextMapSignal
 
@@ -25,6 +26,7 @@ SIGNALS: dict[str, type[Signal]] = {
     "text_map": TextMapSignal,
     "next_item": NextItemSignal,
     "popularity": PopularitySignal,
+    "sequence": SequenceSignal,
 }
 
 _METHODS = ("fit", "sources", "fold_in", "describe", "settle", "variants")

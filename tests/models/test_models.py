@@ -2,12 +2,18 @@
 
 import numpy as np
 import pytest
+from recbole.utils import ModelType
 
-from recbole_llm.model_settings import model_keys
 from recbole_llm.models import MODELS
 from recbole_llm.testing.models import check_model
 
-QUICK = {"signal_search_trials": 2, "weight_trials": 5, "encoder": "lexical"}
+QUICK = {
+    "signal_search_trials": 2,
+    "weight_trials": 5,
+    "encoder": "lexical",
+    "sequence_dimensions": 8,
+    "sequence_epochs": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +45,8 @@ def data_path(tmp_path_factory):
 @pytest.mark.parametrize("name", MODELS)
 def test_model_keeps_the_contract(name, data_path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # RecBole writes its logs there
-    own = {key.name for key in model_keys(MODELS[name].signal_names)}
+    own = {key.name for key in MODELS[name].setting_keys()}
     quick = {key: value for key, value in QUICK.items() if key in own}
+    if MODELS[name].type == ModelType.SEQUENTIAL:
+        quick |= {"epochs": 3, "train_batch_size": 64}
     check_model(name, "shop", data_path, tmp_path, **quick)

@@ -13,6 +13,7 @@ from recbole_llm.signals import SIGNALS, SkippedSignal, register
 from recbole_llm.signals.als import ALSSignal
 from recbole_llm.signals.item_item import ItemItemSignal, ridge_item_item
 from recbole_llm.testing.signals import (
+    ENCODER,
     check_newcomers,
     check_order_does_not_matter,
     check_signal,
@@ -36,6 +37,15 @@ def test_the_order_of_users_and_items_does_not_matter(name):
 @pytest.mark.parametrize("name", SIGNALS)
 def test_newcomers_are_folded_in(name):
     check_newcomers(name, SIGNALS[name]())
+
+
+@pytest.mark.parametrize("name", ["text_intent", "text_map"])
+def test_a_signal_of_texts_alone_describes_every_item_by_its_row(name):
+    data = small_data()
+    for signal in SIGNALS[name]().variants(name, [ENCODER]).values():
+        factors = signal.fit(data, RUN)
+        described = signal.describe(factors, data.item_embeddings)
+        np.testing.assert_allclose(described, factors.items, atol=1e-5)
 
 
 def test_newcomers_are_folded_into_a_truncated_item_item_table():

@@ -1,0 +1,81 @@
+"""IntentSequence beyond the contract: what it learns, and data that it cannot use."""
+
+import json
+import logging
+
+import pytest
+
+import recbole_llm
+from recbole_llm.errors import DataError, SettingsError
+
+QUICK = {
+    "encoder": "lexical",
+    "embedding_cache": "none",
+    "epochs": 25,
+    "learning_rate": 0.01,
+    "train_batch_size": 64,
+    "sequence_dimensions": 16,
+    "show_progress": False,
+    "state": "WARNING",
+}
+
+
+def circle(folder, *, times=True, titles=True):
+    """60 users who go around a circle of 15 items; the times' differences are lost in float32."""
+    place = folder / "circle"
+    place.mkdir()
+    rows = [
+        f"u{user}\ti{(user + step) % 15}" + (f"\t{1_600_000_000 + step}" if times else "")
+        for user in range(60)
+        for step in reversed(range(7))
+    ]
+    head = "user_id:token\titem_id:token" + ("\ttimestamp:float" if times else "")
+    (place / "circle.inter").write_text("\n".join([head, *rows]) + "\n")
+    if titles:
+        names = [f"i{item}\tnumber {item} of all" for item in range(15)]
+        (place / "circle.item").write_text(
+            "\n".join(["item_id:token\ttitle:token_seq", *names]) + "\n"
+        )
+    fields = ["user_id", "item_id", *["timestamp"] * times]
+    (place / "circle.yaml").write_text(f"load_col: {{inter: [{', '.join(fields)}]}}\n")
+    return folder
+
+
+def run(folder, monkeypatch, **settings):
+    monkeypatch.chdir(folder)  # RecBole writes its logs there
+    settings = {"data_path": str(folder), "checkpoint_dir": str(folder), **QUICK, **settings}
+    return recbole_llm.run("IntentSequence", "circle", config_dict=settings)
+
+
+def test_it_learns_what_comes_next_from_the_files_own_times(tmp_path, monkeypatch):
+    file = tmp_path / "record.json"
+    run(circle(tmp_path), monkeypatch, result_file=str(file), topk=[2], valid_metric="NDCG@2")
+    record = json.loads(file.read_text())
+    assert record["test"]["recall@2"] > 0.6
+    assert record["seconds"]["encode"] > 0
+    assert record["settings"]["train_neg_sample_args"]["distribution"] == "none"
+
+
+def test_without_texts_it_learns_from_the_ids_and_says_so(tmp_path, monkeypatch, caplog):
+    with caplog.at_level(logging.WARNING):
+        result = run(circle(tmp_path, titles=False), monkeypatch)
+    assert result["test_result"]["recall@10"] > 0.8
+    assert sum("from the ids alone" in line for line in caplog.messages) == 1
+
+
+def test_without_an_order_it_says_which_field_is_missing(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match=r"circle\.inter no field `timestamp`.*`order_field`"):
+        run(circle(tmp_path, times=False), monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sequence_heads": 3}, "sequence_heads"),
+        ({"sequence_epochs": 3}, "unknown setting `sequence_epochs`"),
+        ({"sequence_temperature": 0}, "sequence_temperature"),
+    ],
+)
+def test_a_wrong_setting_is_named(tmp_path, monkeypatch, settings, message):
+    with pytest.raises(SettingsError, match=message):
+        run(circle(tmp_path), monkeypatch, **settings)
