@@ -249,7 +249,8 @@ def _fit_signals(
             alone = f"alone {metric} {value:.4f} on the validation split" if value else "fitted"
             decay = report.settings[label].get("history_decay")
             if decay is not None:
-                searched += f", history_decay {decay:g}"
+                in_force = "" if data.age is not None else " (off: there is no order)"
+                searched += f", history_decay {decay:g}{in_force}"
             logger.info(f"{label}: {alone}{searched} [{perf_counter() - start:.1f}s]")
     if not fitted:
         raise DataError("nothing to learn from: " + "; ".join(dict.fromkeys(skipped.values())))

@@ -131,6 +131,20 @@ def test_rows_of_full_width_are_completed_in_place_as_by_the_ridge_of_the_whole_
     np.testing.assert_allclose(completed.items[COLD], whole[COLD], atol=5e-3)
 
 
+def test_wide_dense_rows_are_completed_in_a_copy_by_their_projection():
+    features = make_features()
+    signal, _, counts = make_signal(features)
+    wide = np.random.default_rng(4).normal(size=(signal.items.shape[1], 40)).astype(np.float32)
+    signal = Factors.of(signal.users @ wide, signal.items @ wide, signal.known)
+    before = signal.items.copy()
+    whole = fit_ridge(features, signal.items, trust(counts), penalty=2.0).apply(features)
+    ridge = completion_map(signal, features, counts, seed=0, rank=20, penalty=2.0)
+    assert ridge.basis.shape == (20, 40)
+    completed = complete(signal, ridge, features)
+    np.testing.assert_allclose(completed.items[COLD], whole[COLD], atol=5e-3 * abs(whole).max())
+    np.testing.assert_array_equal(signal.items, before)
+
+
 def test_noise_asks_for_a_larger_penalty_than_a_clean_law():
     features = make_features()
     chosen = []

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from recbole_llm.training_data import History
+from recbole_llm.training_data import History, TrainingData, without_items
 
 
 def random_history(n_users=5, n_items=7):
@@ -82,3 +82,11 @@ def test_nothing_more_keeps_what_counts():
     empty = History(sp.csr_matrix((2, 3), dtype=np.float32))
     assert empty.then([]).weights.nnz == 0
     np.testing.assert_array_equal(empty.then([2]).weights.toarray(), [[0, 0, 1], [0, 0, 1]])
+
+
+def test_before_someone_had_an_item_the_one_before_was_her_last():
+    weights = sp.csr_matrix(np.array([[0, 1, 1, 1, 1], [0, 1, 0, 0, 1]], np.float32))
+    data = TrainingData(weights, np.array([0, 1, 1, 2, 1, 0], np.int32))
+    rest = without_items(data, np.array([False, True, False, False, False]))
+    np.testing.assert_array_equal(rest.age, [0, 0, 1, 0])
+    np.testing.assert_array_equal(rest.interactions.indices, [2, 3, 4, 4])

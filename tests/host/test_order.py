@@ -303,6 +303,9 @@ def test_no_order_is_said_once(steps, tmp_path, monkeypatch, caplog):
         done = result_of("HybridFusion", steps, tmp_path, RANDOM, load_col=columns)
     assert caplog.text.count("have no order") == 1
     assert "next_item" not in done["record"]["signals"]
+    with caplog.at_level(logging.INFO):
+        result_of("ALS", steps, tmp_path, RANDOM, load_col=columns, als_history_decay=0.5)
+    assert caplog.text.count("history_decay 0.5 (off: there is no order)") == 1
 
 
 def test_a_history_of_one_item_repeated_is_a_history(shop):
