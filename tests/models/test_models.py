@@ -5,6 +5,7 @@ import pytest
 from recbole.utils import ModelType
 
 from recbole_llm.models import MODELS
+from recbole_llm.serving import Recommender
 from recbole_llm.testing.models import check_model
 
 QUICK = {
@@ -50,3 +51,15 @@ def test_model_keeps_the_contract(name, data_path, tmp_path, monkeypatch):
     if MODELS[name].type == ModelType.SEQUENTIAL:
         quick |= {"epochs": 3, "train_batch_size": 64}
     check_model(name, "shop", data_path, tmp_path, **quick)
+
+
+def test_a_hybrid_with_a_sequence_signal_keeps_the_contract(data_path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quick = {"encoder": "lexical", "weight_trials": 5, "sequence_epochs": 2}
+    check_model("HybridFusion", "shop", data_path, tmp_path, signals="sequence,popularity", **quick)
+    recommender = Recommender.load(next(tmp_path.glob("*.pth")))
+    forwards, backwards = (
+        recommender.recommend_for(liked=liked, k=5)["score"].tolist()
+        for liked in (["i1", "i2"], ["i2", "i1"])
+    )
+    assert forwards != backwards
