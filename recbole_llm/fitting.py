@@ -228,7 +228,10 @@ def _fit_signals(
 ) -> dict[str, _Fitted]:
     fitted: dict[str, _Fitted] = {}
     skipped: dict[str, str] = {}
+    is_later = validation is not None and validation.is_later
     for name, configured in settings.signals.items():
+        if name in settings.if_later and not is_later:
+            continue
         fixed = settings.fixed[name]
         for label, signal in configured.variants(name, settings.text.encoder).items():
             start = perf_counter()

@@ -22,14 +22,19 @@ from recbole_llm.settings import (
 )
 from recbole_llm.signals import SIGNALS, Signal
 
+_DEFAULT = ("als", "lightfm", "item_item", "text_intent", "text_map", "popularity")
+# Of what follows what a random split asks nothing: there it costs time, and helps no ranking.
+_IF_LATER = ("next_item",)
+
 
 @dataclass(frozen=True)
 class ChoiceSettings:
     """Which signals a hybrid is made of."""
 
-    signals: Words = setting(
-        ("als", "lightfm", "item_item", "text_intent", "text_map", "next_item", "popularity"),
-        "Signals that are fused.",
+    signals: Words | None = setting(
+        None,
+        f"Signals that are fused; none: {', '.join(_DEFAULT)}, and {', '.join(_IF_LATER)} where "
+        "the validation part is later than the training part.",
     )
 
 
@@ -40,12 +45,15 @@ class ModelSettings:
     Attributes:
         signals: name -> signal as the user set it.
         fixed: name -> the fields that the user gave, which a search leaves alone.
+        if_later: those of ``signals`` that are left out where the validation part is not later than
+            the training part.
         text, history, search, fusion: the sections.
         completes: whether rows of items and users that a signal has not seen come from text.
     """
 
     signals: Mapping[str, Signal]
     fixed: Mapping[str, frozenset[str]]
+    if_later: frozenset[str]
     text: TextSettings
     history: HistorySettings
     search: SearchSettings
@@ -111,8 +119,11 @@ def read_model_settings(
         SettingsError: a value is not allowed, or a signal or fusion rule is unknown.
     """
     is_hybrid = signal_names is None
+    if_later: Sequence[str] = ()
     if signal_names is None:
         signal_names = read_section(ChoiceSettings, given).signals
+        if signal_names is None:
+            signal_names, if_later = (*_DEFAULT, *_IF_LATER), _IF_LATER
         if not signal_names:
             raise SettingsError(f"`signals` names no signal; it knows {', '.join(SIGNALS)}")
     _check_signals("signals", signal_names)
@@ -137,6 +148,7 @@ def read_model_settings(
             )
             for name in signal_names
         },
+        if_later=frozenset(if_later),
         text=read_section(TextSettings, given),
         history=read_section(HistorySettings, given),
         search=search,

@@ -216,7 +216,11 @@ def result_of(name, data_path, folder, eval_args=None, **settings):
     return done
 
 
-@pytest.mark.parametrize("name", MODELS)
+# A sequential model knows of all that came before by RecBole itself.
+TABLES = [name for name, model in MODELS.items() if hasattr(model, "signal_names")]
+
+
+@pytest.mark.parametrize("name", TABLES)
 def test_at_test_time_users_are_known_by_validation_too(name, steps, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     with caplog.at_level(logging.INFO):
@@ -300,7 +304,8 @@ def test_no_order_is_said_once(steps, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     columns = {"inter": ["user_id", "item_id"]}
     with caplog.at_level(logging.INFO):
-        done = result_of("HybridFusion", steps, tmp_path, RANDOM, load_col=columns)
+        signals = "als,next_item,popularity"
+        done = result_of("HybridFusion", steps, tmp_path, RANDOM, load_col=columns, signals=signals)
     assert caplog.text.count("have no order") == 1
     assert "next_item" not in done["record"]["signals"]
     with caplog.at_level(logging.INFO):
@@ -317,3 +322,14 @@ def test_a_history_of_one_item_repeated_is_a_history(shop):
     place = list(test.id2token("user_id", users)).index("u")
     assert history[[place]].weights.nnz == 1
     assert valid.comes_after(train)
+
+
+def test_next_item_joins_where_validation_is_later_or_the_user_names_it(
+    steps, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert "next_item" in result_of("HybridFusion", steps, tmp_path)["record"]["signals"]
+    random = result_of("HybridFusion", steps, tmp_path, RANDOM)
+    assert "next_item" not in random["record"]["signals"]
+    named = result_of("HybridFusion", steps, tmp_path, RANDOM, signals="next_item,popularity")
+    assert set(named["record"]["signals"]) == {"next_item", "popularity"}
