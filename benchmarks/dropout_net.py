@@ -91,14 +91,14 @@ class DropoutNetSignal(SingleSignal):
         """ALS's item rows."""
         return factors.extra["als"]
 
-    def fold_in(self, factors, liked, weights):
+    def fold_in(self, factors, liked, history):
         """The user tower of the row that ALS would give."""
         als = dataclasses.replace(factors, items=factors.extra["als"])
-        rows = self._als().fold_in(als, liked, weights) / factors.extra["scale"]
+        rows = self._als().fold_in(als, liked, history) / factors.extra["scale"]
         for name, bend in (("first", np.tanh), ("last", np.asarray)):
             table = factors.extra[name]
             rows = bend(rows @ table[:-1] + table[-1])
-        rows[np.diff(weights.indptr) == 0] = 0
+        rows[np.diff(history.weights.indptr) == 0] = 0
         return rows.astype(np.float32)
 
 
