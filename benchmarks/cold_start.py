@@ -123,9 +123,9 @@ def run_once(args, dataset, seed, name, settings, folder):
         "cold_eval": True,
         "topk": "[10,20]",
         "show_progress": False,
-        **settings,
     }
     values |= {"signal_cache": args.work / "signals"} if model in OURS else {}
+    values |= settings
     program = DROPOUT_NET if name == "DropoutNet" else command.RUN
     return {**command.run(values, folder, program), "chosen": settings}
 
