@@ -286,7 +286,7 @@ class Recommender:
         """What is expected of somebody unknown: the mean row of the users with a history."""
         weights = (self.tables.user_counts > 0).astype(np.float32)
         weights /= max(1, weights.sum())
-        return tuple(_weighted_sum(block.users, weights) for block in self.tables.blocks)
+        return tuple(sp.csr_matrix(weights) @ block.users for block in self.tables.blocks)
 
     @cached_property
     def _item_rows(self) -> dict[str, int]:
@@ -514,16 +514,9 @@ def _mixed(
         if theirs.shape[0] < n:
             theirs = theirs[np.zeros(n, dtype=np.int64)]
         share = sp.diags(np.broadcast_to(weight, n))
-        return (mine - share @ mine + share @ theirs).astype(np.float32)
+        return (mine + share @ (theirs - mine)).astype(np.float32)
 
     return tuple(mix(mine, theirs) for mine, theirs in zip(own, other, strict=True))
-
-
-def _weighted_sum(rows: Rows, weights: Table) -> Rows:
-    """``weights @ rows`` as one row of the same kind."""
-    if sp.issparse(rows):
-        return sp.csr_matrix(weights) @ rows
-    return (weights @ rows)[None, :]
 
 
 def _asked_block(block: Factors, users: Rows, added: Rows | None) -> Factors:

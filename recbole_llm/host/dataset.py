@@ -203,12 +203,17 @@ class TablesDataset(Dataset):
         age[pairs.data > 0] = ages
         return pairs, age
 
+    @property
+    def has_grown(self) -> bool:
+        """Whether more is known before this part than training; so before test alone."""
+        return any(len(part) for part in self.earlier[1:])
+
     def grown_histories(self) -> tuple[Index, History] | None:
         """Users who are known better before this part than by training, and all they are known by.
 
-        None for the training and the validation part, and where nobody is.
+        None where nobody is.
         """
-        if not any(len(part) for part in self.earlier[1:]):
+        if not self.has_grown:
             return None
         matrix, age = self._matrix(self.earlier)
         weights = self.earlier[0].training_matrix().data

@@ -22,12 +22,11 @@ class TablesTrainer(TraditionalTrainer):
 
     def evaluate(self, eval_data: Any, *args: Any, **kwargs: Any) -> Any:
         """As RecBole's; at test time users are known by what `test_history` says."""
-        grown = eval_data._dataset.grown_histories() if eval_data else None
-        if grown is not None:
+        if eval_data and eval_data._dataset.has_grown:
             known_by = test_history(self.config)
             self.logger.info(f"test_history: users are known by {known_by.replace('_', ' ')}")
             if known_by == "train_and_valid":
-                self.model.remember(grown)
+                self.model.remember(eval_data._dataset.grown_histories())
         try:
             return super().evaluate(eval_data, *args, **kwargs)
         finally:

@@ -87,21 +87,28 @@ class IntentSequence(SequentialRecommender):
         """Unit rows of all items, float32 (n_items, d); zero where nothing is known of one."""
         return self.network.item_table() * self.known[:, None]
 
-    def forward(self, interaction: Any) -> Table:
-        """What is wanted after each history, unit rows, float32 (n, d)."""
+    def forward(self, interaction: Any, items: Table) -> Table:
+        """What is wanted after each history, unit rows, float32 (n, d).
+
+        Args:
+            interaction: the histories.
+            items: of :meth:`item_table`, made once for a batch.
+        """
         histories = interaction[self.ITEM_SEQ].cpu().numpy()
         starts = np.arange(len(histories)) * histories.shape[1]
         stops = starts + interaction[self.ITEM_SEQ_LEN].cpu().numpy()
         parts = Sequences(histories.ravel(), starts, stops)
-        return last_states(self.network.encoder, self.item_table(), parts)
+        return last_states(self.network.encoder, items, parts)
 
     def predict(self, interaction: Any) -> torch.Tensor:
         """Scores of one item for each history, -1 to 1."""
-        rows = self.item_table()[interaction[self.ITEM_ID].cpu().numpy()]
-        scores = (self.forward(interaction) * rows).sum(axis=1)
+        items = self.item_table()
+        rows = items[interaction[self.ITEM_ID].cpu().numpy()]
+        scores = (self.forward(interaction, items) * rows).sum(axis=1)
         return torch.from_numpy(scores).to(self.device)
 
     def full_sort_predict(self, interaction: Any) -> torch.Tensor:
         """Scores of all items for each history, (n, n_items), -1 to 1."""
-        scores = self.forward(interaction) @ self.item_table().T
+        items = self.item_table()
+        scores = self.forward(interaction, items) @ items.T
         return torch.from_numpy(scores).to(self.device)

@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
+import numpy as np
 from sklearn.preprocessing import normalize
 
-from recbole_llm.factors import Factors, Rows
+from recbole_llm.factors import Factors, Mask, Rows
 from recbole_llm.intent import user_intent
 from recbole_llm.settings import RunOptions, Words, setting
 from recbole_llm.training_data import History, TrainingData
@@ -105,6 +106,27 @@ def decay_setting() -> Any:
         above=0.0,
         at_most=1.0,
     )
+
+
+def folded_in(
+    signal: SomeSignal,
+    data: TrainingData,
+    items: Rows,
+    known: Mask,
+    extra: Mapping[str, Rows] | None = None,
+) -> Factors:
+    """Tables of learned item rows, whose users are those of :meth:`Signal.fold_in`.
+
+    Args:
+        signal: the settings.
+        data: of the users' histories.
+        items: (n_items, d), as :meth:`~recbole_llm.factors.Factors.of` takes them.
+        known: bool (n_items,), the rows that the signal has learned.
+        extra: what it keeps beside its tables.
+    """
+    tables = Factors.of(np.zeros((0, 0), dtype=np.float32), items, known, extra)
+    users = signal.fold_in(tables, signal.sources(tables), data.history)
+    return dataclasses.replace(tables, users=users, offset=np.zeros(data.n_users, np.float32))
 
 
 def by_recency(signal: SomeSignal, factors: Factors, data: TrainingData) -> Factors:

@@ -7,7 +7,6 @@ popularity and truncated by SVD in place of a trained factorisation.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,7 +17,7 @@ from sklearn.utils.extmath import randomized_svd
 
 from recbole_llm.factors import Factors, Rows
 from recbole_llm.settings import RunOptions, setting
-from recbole_llm.signals.base import SingleSignal, SkippedSignal, decay_setting
+from recbole_llm.signals.base import SingleSignal, SkippedSignal, decay_setting, folded_in
 from recbole_llm.training_data import History, TrainingData, entries
 
 _SOURCE = "source"
@@ -65,10 +64,7 @@ class NextItemSignal(SingleSignal):
         source = (left * strength).astype(np.float32)
         known = np.asarray(follows.sum(axis=0)).ravel() > 0
         items = np.ascontiguousarray(right.T, np.float32)
-        none = np.zeros((data.n_users, rank), dtype=np.float32)
-        factors = Factors.of(none, items, known, {_SOURCE: source})
-        users = self.fold_in(factors, source, data.history)
-        return dataclasses.replace(factors, users=users)
+        return folded_in(self, data, items, known, {_SOURCE: source})
 
     def sources(self, factors: Factors) -> Rows:
         """Where each item leads to."""

@@ -32,7 +32,7 @@ from recbole_llm.sequence_network import (
     sequences,
 )
 from recbole_llm.settings import RunOptions, Words, setting
-from recbole_llm.signals.base import SingleSignal, SkippedSignal, with_settings
+from recbole_llm.signals.base import SingleSignal, SkippedSignal, folded_in, with_settings
 from recbole_llm.training_data import History, TrainingData
 
 _FEWEST_STEPS = 50
@@ -93,10 +93,7 @@ class SequenceSignal(SequenceShape, SingleSignal):
             )
         if features is not None:
             known = known | features.has_text
-        none = np.zeros((0, self.dimensions), dtype=np.float32)
-        factors = Factors.of(none, items, known, network.arrays())
-        users = self.fold_in(factors, factors.items, data.history)
-        return Factors.of(users, factors.items, known, factors.extra)
+        return folded_in(self, data, items, known, network.arrays())
 
     def fold_in(self, factors: Factors, liked: Rows, history: History) -> Table:
         """The network's state after the last item; what the items count does not matter."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import numpy as np
 
 from recbole_llm.completion import has_text
 from recbole_llm.factors import Factors, Rows
 from recbole_llm.settings import RunOptions, Words, setting
-from recbole_llm.signals.base import SkippedSignal, TextSignal, decay_setting
+from recbole_llm.signals.base import SkippedSignal, TextSignal, decay_setting, folded_in
 from recbole_llm.training_data import TrainingData
 
 
@@ -31,12 +28,7 @@ class TextIntentSignal(TextSignal):
         rows = data.item_embeddings.get(encoder)
         if rows is None or not has_text(rows).any():
             raise SkippedSignal("no item has a text, see `item_text_fields`")
-        items = Factors.of(rows[:0], rows.copy(), has_text(rows))
-        return dataclasses.replace(
-            items,
-            users=self.fold_in(items, rows, data.history),
-            offset=np.zeros(data.n_users, dtype=np.float32),
-        )
+        return folded_in(self, data, rows.copy(), has_text(rows))
 
     def describe(self, factors: Factors, embeddings: Mapping[str, Rows]) -> Rows:
         """The embedding itself."""

@@ -23,7 +23,7 @@ from recbole_llm.evaluation import Metric, Validation, evaluate
 from recbole_llm.factors import Factors, Index, Mask, Rows, Table, unit_rows
 from recbole_llm.intent import user_intent
 from recbole_llm.settings import RunOptions, Words, setting
-from recbole_llm.signals.base import SkippedSignal, TextSignal, decay_setting
+from recbole_llm.signals.base import SkippedSignal, TextSignal, decay_setting, folded_in
 from recbole_llm.training_data import TrainingData, entries, with_ones
 
 # Items that a step ranks against each other: fewer are as good, and their square is the cost.
@@ -92,9 +92,9 @@ class TextMapSignal(TextSignal):
         trainer = _Trainer(features, history, self, run)
         for _ in range(self.settle(data, run).epochs):
             trainer.run_epoch()
-        factors = _factors(trainer.text_map(), features, history)
-        users = self.fold_in(factors, factors.items, data.history)
-        return dataclasses.replace(factors, users=users)
+        learned = trainer.text_map()
+        extra = dict(zip(_names(len(learned.weights)), learned.weights, strict=True))
+        return folded_in(self, data, learned.rows(features), features.has_text, extra)
 
     def describe(self, factors: Factors, embeddings: Mapping[str, Rows]) -> Table:
         """What the map says of the texts."""
@@ -128,13 +128,6 @@ class TextMap:
     def rows(self, features: TextFeatures) -> Table:
         """Unit rows, float32 (n, k), zero where there is no text."""
         return unit_rows(features.product(self.weights))
-
-
-def _factors(text_map: TextMap, features: TextFeatures, history: sp.csr_matrix) -> Factors:
-    items = text_map.rows(features)
-    users = user_intent(history, items)
-    extra = dict(zip(_names(len(text_map.weights)), text_map.weights, strict=True))
-    return Factors.of(users, items, features.has_text, extra)
 
 
 def _names(n_blocks: int) -> list[str]:
@@ -180,7 +173,8 @@ def _best_epochs(
     best_value, last_epoch = -1.0, 1
     for epoch in range(1, _MOST_EPOCHS + 1):
         trainer.run_epoch()
-        factors = _factors(trainer.text_map(), features, rest)
+        items = trainer.text_map().rows(features)
+        factors = Factors.of(user_intent(rest, items), items, features.has_text)
         value = evaluate([factors], validation, _METRIC, run.device)
         if value < _AS_GOOD * best_value:
             break
