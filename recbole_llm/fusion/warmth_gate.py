@@ -9,7 +9,7 @@ import numpy as np
 
 from recbole_llm.evaluation import Validation
 from recbole_llm.factors import Mask, Table, gated
-from recbole_llm.fusion.base import Evidence, Fused, Situation, Weights, or_equal
+from recbole_llm.fusion.base import Evidence, Fused, Judged, Situation, Weights, or_equal
 from recbole_llm.fusion.exposure import Contest, parse_exposure
 from recbole_llm.fusion.weighted_sum import sum_of
 
@@ -31,10 +31,11 @@ _SPREAD = 2.0
 class WarmthGate:
     """Warm items: ``Σ w_k z_k``. Cold ones: ``level + s · Σ v_k z_k``.
 
-    ``w`` is tuned on warm items among warm ones. ``v`` is tuned on cold items among cold ones:
-    those of the validation part, and warm ones that are completed as if they were cold. ``s``
-    gives cold items twice the warm ones' spread over the items of a typical user. So no order
-    among warm items or among cold ones depends on the level.
+    ``w`` is tuned on warm items among warm ones. ``v`` is the mean of what is selected on cold
+    items among cold ones (those of the validation part, and warm ones that are completed as if
+    they were cold) and on warm items: few cold items are soon learned by heart. ``s`` gives cold
+    items twice the warm ones' spread over the items of a typical user. So no order among warm
+    items or among cold ones depends on the level.
     """
 
     def fit(self, evidence: Evidence, cold_exposure: str) -> Fused:
@@ -48,13 +49,10 @@ class WarmthGate:
         imagined = None
         if now.wanted is not None and cold.sum() > _FEW_COLD * len(cold):
             imagined = evidence.as_if_cold()
-        sets = [
-            judged.of(told)
-            for situation in (imagined and now, imagined)
-            if situation is not None
-            for judged in situation.judged("cold")
-        ]
-        cold_weights = or_equal(evidence.select(sets), told)
+        judged: list[Judged] = []
+        if imagined is not None:
+            judged = now.judged("cold") + imagined.judged("cold") + now.judged("warm")
+        cold_weights = or_equal(evidence.select([part.of(told) for part in judged]), told)
 
         def contest(situation: Situation) -> Contest:
             is_cold = situation.cold

@@ -108,6 +108,17 @@ def test_warm_items_are_ranked_by_what_is_tuned_for_warm_items_alone():
     assert evaluate(fit(now, "1.5").blocks, warm.validation, METRIC) == pytest.approx(expected)
 
 
+def test_cold_items_are_weighed_by_cold_ones_imagined_ones_and_warm_ones():
+    now = situation()
+    told = [label for label in now.factors if label != "popularity"]
+    sets = [
+        judged.of(told)
+        for judged in now.judged("cold") + situation(seed=9).judged("cold") + now.judged("warm")
+    ]
+    assert len(sets) == 3
+    assert fit(now).cold_weights == select_weights(sets, METRIC, RUN, memory_gb=0.1)
+
+
 def test_popularity_gives_nothing_to_cold_items():
     fused = fit(situation())
     assert set(fused.cold_weights) == {"dense", "full", "words"}
