@@ -5,7 +5,7 @@ Source: Hu, Koren, Volinsky, "Collaborative Filtering for Implicit Feedback Data
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,8 +17,11 @@ from threadpoolctl import threadpool_limits
 from recbole_llm.errors import FitError
 from recbole_llm.factors import Factors, Rows, Table
 from recbole_llm.settings import RunOptions, Search, setting
-from recbole_llm.signals.base import SingleSignal
+from recbole_llm.signals.base import SingleSignal, last
 from recbole_llm.training_data import TrainingData
+
+# Sweeps between two looks at the tables.
+_SWEEPS = 3
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,9 @@ class ALSSignal(SingleSignal):
         above=0.0,
         search=Search(0.5, 50.0, log=True),
     )
-    iterations: int = setting(15, "Alternating sweeps of ALS.", at_least=1)
+    iterations: int = setting(
+        15, "Alternating sweeps of ALS.", at_least=1, search=Search(5, 30, in_runs=False)
+    )
 
     completed: ClassVar[bool] = True
     seeded: ClassVar[bool] = True
@@ -54,26 +59,32 @@ class ALSSignal(SingleSignal):
 
     def fit(self, data: TrainingData, run: RunOptions) -> Factors:
         """Factorise the interactions; items without one are unknown."""
+        return last(self.fit_in_steps(data, run))
+
+    def fit_in_steps(self, data: TrainingData, run: RunOptions) -> Iterator[Factors]:
+        """The tables after every few sweeps: implicit goes on from where it stands."""
         from implicit.als import AlternatingLeastSquares
 
-        # implicit runs its own threads over the rows; a threaded BLAS below them only gets in
-        # the way, and makes the sums depend on the number of cores.
-        with threadpool_limits(1, user_api="blas"):
-            model = AlternatingLeastSquares(
-                factors=self.factors,
-                regularization=self.regularization,
-                alpha=self.alpha,
-                iterations=self.iterations,
-                random_state=run.seed,
-                num_threads=run.n_threads or 0,
-                use_gpu=False,
-            )
-            model.fit(data.confidence, show_progress=False)
-        users, items = model.user_factors, model.item_factors
-        if not (abs(users).max() < float("inf") and abs(items).max() < float("inf")):
-            raise FitError(f"ALS gave no finite tables with {self}; raise `als_regularization`")
-        users[0] = 0
-        return Factors.of(users, items, data.warm_items)
+        model: Any = None
+        for done in range(0, self.iterations, _SWEEPS):
+            # implicit runs its own threads over the rows; a threaded BLAS below them only gets in
+            # the way, and makes the sums depend on the number of cores.
+            with threadpool_limits(1, user_api="blas"):
+                model = model or AlternatingLeastSquares(
+                    factors=self.factors,
+                    regularization=self.regularization,
+                    alpha=self.alpha,
+                    random_state=run.seed,
+                    num_threads=run.n_threads or 0,
+                    use_gpu=False,
+                )
+                model.iterations = min(_SWEEPS, self.iterations - done)
+                model.fit(data.confidence, show_progress=False)
+            users, items = model.user_factors.copy(), model.item_factors.copy()
+            if not (abs(users).max() < float("inf") and abs(items).max() < float("inf")):
+                raise FitError(f"ALS gave no finite tables with {self}; raise `als_regularization`")
+            users[0] = 0
+            yield Factors.of(users, items, data.warm_items)
 
     def fold_in(self, factors: Factors, liked: Rows, weights: sp.csr_matrix) -> Table:
         """The users' half of a sweep, solved exactly."""

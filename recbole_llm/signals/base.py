@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import scipy.sparse as sp
 from sklearn.preprocessing import normalize
@@ -98,6 +98,15 @@ class Signal(Protocol):
         ...
 
 
+@runtime_checkable
+class InSteps(Protocol):
+    """A signal that can be looked at while it learns, so that a poor one is given up early."""
+
+    def fit_in_steps(self, data: TrainingData, run: RunOptions) -> Iterator[Factors]:
+        """The tables after every few sweeps; the last are those of :meth:`Signal.fit`."""
+        ...
+
+
 class SingleSignal:
     """A help for signals that stand for themselves alone and are not searched."""
 
@@ -141,6 +150,12 @@ class TextSignal(SingleSignal):
             f"{name}:{encoder}": with_settings(self, {"encoders": (encoder,)})
             for encoder in encoders
         }
+
+
+def last(steps: Iterator[Factors]) -> Factors:
+    """The tables when all is learned."""
+    *_, factors = steps
+    return factors
 
 
 def with_settings(signal: SomeSignal, values: Mapping[str, Any]) -> SomeSignal:

@@ -6,8 +6,9 @@ Source: Kula, "Metadata Embeddings for User and Item Cold-start Recommendations"
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy.sparse as sp
@@ -16,10 +17,12 @@ from sklearn.preprocessing import OneHotEncoder, normalize
 
 from recbole_llm.factors import Factors, Rows, Table
 from recbole_llm.settings import RunOptions, Search, setting
-from recbole_llm.signals.base import SingleSignal, SkippedSignal
+from recbole_llm.signals.base import SingleSignal, SkippedSignal, last
 from recbole_llm.training_data import TrainingData
 
 _FOLD = "fold"
+# Epochs between two looks at the tables.
+_EPOCHS = 3
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,10 @@ class LightFMSignal(SingleSignal):
 
     def fit(self, data: TrainingData, run: RunOptions) -> Factors:
         """Learn by stochastic gradient descent on one thread: two are not repeatable."""
+        return last(self.fit_in_steps(data, run))
+
+    def fit_in_steps(self, data: TrainingData, run: RunOptions) -> Iterator[Factors]:
+        """The tables after every few epochs."""
         from lightfm import LightFM
 
         if not data.interactions.nnz:
@@ -73,15 +80,19 @@ class LightFMSignal(SingleSignal):
             learning_rate=self.learning_rate,
             random_state=run.seed,
         )
-        model.fit(
-            data.binary.tocoo(),
-            item_features=features,
-            # warp-kos takes no weights.
-            sample_weight=None if self.loss == "warp-kos" else data.confidence.tocoo(),
-            epochs=self.epochs,
-            num_threads=1,
-            verbose=False,
-        )
+        for done in range(0, self.epochs, _EPOCHS):
+            model.fit_partial(
+                data.binary.tocoo(),
+                item_features=features,
+                # warp-kos takes no weights.
+                sample_weight=None if self.loss == "warp-kos" else data.confidence.tocoo(),
+                epochs=min(_EPOCHS, self.epochs - done),
+                num_threads=1,
+                verbose=False,
+            )
+            yield self._tables(model, data, features)
+
+    def _tables(self, model: Any, data: TrainingData, features: sp.csr_matrix | None) -> Factors:
         biases, items = model.get_item_representations(features)
         known = data.warm_items
         if features is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from recbole_llm.completion import has_text
 from recbole_llm.factors import Factors, Rows
 from recbole_llm.intent import history_weights, user_intent
-from recbole_llm.settings import RunOptions, Words, setting
+from recbole_llm.settings import RunOptions, Search, Words, setting
 from recbole_llm.signals.base import SkippedSignal, TextSignal
 from recbole_llm.training_data import TrainingData
 
@@ -22,6 +22,7 @@ class TextIntentSignal(TextSignal):
         "What an item of the history counts beside the next later one, where there is an order.",
         above=0.0,
         at_most=1.0,
+        search=Search(0.5, 1.0, in_runs=False),
     )
     user_text_weight: float = setting(
         0.3, "What a user's own text counts beside her history.", at_least=0.0

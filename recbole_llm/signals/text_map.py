@@ -7,7 +7,7 @@ plus a trained table of word vectors. A user's row is the normalised sum of her 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,8 +21,8 @@ from recbole_llm.completion import TextFeatures, text_features
 from recbole_llm.evaluation import Metric, Validation, evaluate
 from recbole_llm.factors import Factors, Index, Mask, Rows, Table, unit_rows
 from recbole_llm.intent import history_weights, user_intent
-from recbole_llm.settings import RunOptions, Words, setting
-from recbole_llm.signals.base import SkippedSignal, TextSignal
+from recbole_llm.settings import RunOptions, Search, Words, setting
+from recbole_llm.signals.base import SkippedSignal, TextSignal, last
 from recbole_llm.training_data import TrainingData, entries, with_ones
 
 # Items that a step ranks against each other: fewer are as good, and their square is the cost.
@@ -46,13 +46,17 @@ class TextMapSignal(TextSignal):
         0, "Passes over the interactions; 0: as many as held-out items say, 8 at most.", at_least=0
     )
     temperature: float = setting(
-        0.15, "Temperature of the softmax over a batch's items.", above=0.0
+        0.15,
+        "Temperature of the softmax over a batch's items.",
+        above=0.0,
+        search=Search(0.05, 0.5, log=True, in_runs=False),
     )
     popularity_exponent: float = setting(
         0.5,
         "How far an item's popularity is taken out of the softmax: 0 not, 1 wholly.",
         at_least=0.0,
         at_most=1.0,
+        search=Search(0.0, 1.0, in_runs=False),
     )
     learning_rate: float = setting(0.01, "Step of Adam.", above=0.0)
     batch_size: int = setting(1024, "Interactions of a step.", at_least=2)
@@ -64,6 +68,7 @@ class TextMapSignal(TextSignal):
         "What an item of the history counts beside the next later one, where there is an order.",
         above=0.0,
         at_most=1.0,
+        search=Search(0.5, 1.0, in_runs=False),
     )
     user_text_weight: float = setting(
         0.3, "What a user's own text counts beside her history.", at_least=0.0
@@ -92,14 +97,18 @@ class TextMapSignal(TextSignal):
         Raises:
             SkippedSignal: an encoder has no texts, or no user has two items with one.
         """
+        return last(self.fit_in_steps(data, run))
+
+    def fit_in_steps(self, data: TrainingData, run: RunOptions) -> Iterator[Factors]:
+        """The tables after each epoch."""
         features, history = self._learns_from(data)
-        trainer = _Trainer(features, history, self, run)
-        for _ in range(self.settle(data, run).epochs):
-            trainer.run_epoch()
         own = None
         if all(name in data.user_embeddings for name in self.encoders):
             own = text_features({name: data.user_embeddings[name] for name in self.encoders})
-        return _factors(trainer.text_map(), features, history, own, self.user_text_weight)
+        trainer = _Trainer(features, history, self, run)
+        for _ in range(self.settle(data, run).epochs):
+            trainer.run_epoch()
+            yield _factors(trainer.text_map(), features, history, own, self.user_text_weight)
 
     def describe(self, factors: Factors, embeddings: Mapping[str, Rows]) -> Table:
         """What the map says of the texts."""

@@ -34,9 +34,9 @@ def search_space(signal: Signal, fixed: Collection[str]) -> dict[str, tuple[type
     """The fields of a signal that may be searched, without those that the user fixed."""
     hints = typing.get_type_hints(type(signal))
     return {
-        field.name: (hints[field.name], field.metadata["search"])
+        field.name: (hints[field.name], search)
         for field in dataclasses.fields(signal)  # type: ignore[arg-type]  # a dataclass, by contract
-        if field.metadata.get("search") and field.name not in fixed
+        if (search := field.metadata.get("search")) and search.in_runs and field.name not in fixed
     }
 
 
