@@ -20,6 +20,7 @@ from recbole_llm.factors import Factors, Index
 from recbole_llm.fusion import Judged
 from recbole_llm.scoring import Scorer
 from recbole_llm.settings import RunOptions, Search
+from recbole_llm.tuning.spaces import Parameter
 from recbole_llm.tuning.trials import maximise
 
 # Signals that a selection adds one by one.
@@ -163,7 +164,7 @@ def tune_weights(
     start = perf_counter()
     study = maximise(
         objective,
-        {label: (float, Search(0.0, 1.0)) for label in labels},
+        {label: Parameter(float, Search()) for label in labels},
         starts=[
             {label: 1.0 for label in labels},
             *({other: float(other == label) for other in labels} for label in labels),
