@@ -34,7 +34,8 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, PartialFixedSampler
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages._heartbeat import BaseHeartbeat, is_heartbeat_enabled
-from optuna.storages.journal import BaseJournalFileLock, JournalFileBackend
+from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.trial import FrozenTrial, TrialState
 
 from recbole_llm.errors import RecboleLLMError, SettingsError, one_line
@@ -590,9 +591,7 @@ def _requeue(study: optuna.Study, trial_id: int) -> bool:
         return False
 
 
-def _ask(
-    study: optuna.Study, space: Space, options: StudyOptions, *, queued: bool
-) -> optuna.Trial:
+def _ask(study: optuna.Study, space: Space, options: StudyOptions, *, queued: bool) -> optuna.Trial:
     """Take a trial from the queue, or make one that says from the first who runs it.
 
     Optuna's own ``ask`` would leave a moment in which a killed process has a trial without a name.
@@ -663,7 +662,9 @@ def complete_trials(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
 
-def best_trial(trials: Sequence[FrozenTrial], objectives: Sequence[Objective]) -> FrozenTrial | None:
+def best_trial(
+    trials: Sequence[FrozenTrial], objectives: Sequence[Objective]
+) -> FrozenTrial | None:
     """The trial with the best first objective, the first of equals; None where none has a value."""
     sign = 1 if objectives[0].maximise else -1
     return max(trials, key=lambda trial: sign * trial.values[0], default=None)
