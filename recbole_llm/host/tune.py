@@ -33,7 +33,8 @@ from recbole_llm.host.known_keys import recbole_keys
 from recbole_llm.host.run import check_model, load_parts, make_folder, read_config, run
 from recbole_llm.levels import COSTS, LEVELS, Bench, SignalsLevel, WeightsLevel
 from recbole_llm.model_settings import labels_of, model_keys, read_model_settings
-from recbole_llm.settings import RunOptions
+from recbole_llm.settings import RunOptions, Search
+from recbole_llm.text import read_feature_table, text_fields
 from recbole_llm.tuning.report import summary, write_report
 from recbole_llm.tuning.spaces import (
     Parameter,
@@ -330,6 +331,8 @@ def _level_and_space(
         known = {*weight_space(labels, labels)}
     else:
         space = signal_space(names, given)
+        if settings.uses_embeddings and "item_text_fields" not in given:
+            space |= _text_field_space(config)
         known = {key.name for key in model_keys(names) if key.section != "search"}
     space = changed(space, changes, known, args.space)
     for name, parameter in space.items():
@@ -341,6 +344,23 @@ def _level_and_space(
                     raise
                 raise SettingsError(f"{args.space}: {error}") from error
     return level, space
+
+
+def _text_field_space(config: Any) -> dict[str, Parameter]:
+    """All text-like fields of the items together, or one of them alone."""
+    file = Path(config["data_path"]) / f"{config['dataset']}.item"
+    if not file.is_file():
+        return {}
+    table = read_feature_table(
+        file,
+        id_field=config["ITEM_ID_FIELD"],
+        field_separator=config["field_separator"],
+        encoding=config["encoding"] or "utf-8",
+    )
+    fields = text_fields(table)
+    if len(fields) < 2:
+        return {}
+    return {"item_text_fields": Parameter(str, Search(choices=(",".join(fields), *fields)), "text")}
 
 
 def _work(

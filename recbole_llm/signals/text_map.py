@@ -21,7 +21,7 @@ from recbole_llm.completion import TextFeatures, text_features
 from recbole_llm.evaluation import Metric, Validation, evaluate
 from recbole_llm.factors import Factors, Index, Mask, Rows, Table, unit_rows
 from recbole_llm.intent import history_weights, user_intent
-from recbole_llm.settings import RunOptions, Search, Words, setting
+from recbole_llm.settings import RunOptions, Words, setting
 from recbole_llm.signals.base import SkippedSignal, TextSignal, last
 from recbole_llm.training_data import TrainingData, entries, with_ones
 
@@ -46,17 +46,13 @@ class TextMapSignal(TextSignal):
         0, "Passes over the interactions; 0: as many as held-out items say, 8 at most.", at_least=0
     )
     temperature: float = setting(
-        0.15,
-        "Temperature of the softmax over a batch's items.",
-        above=0.0,
-        search=Search(0.05, 0.5, log=True, in_runs=False),
+        0.15, "Temperature of the softmax over a batch's items.", above=0.0
     )
     popularity_exponent: float = setting(
         0.5,
         "How far an item's popularity is taken out of the softmax: 0 not, 1 wholly.",
         at_least=0.0,
         at_most=1.0,
-        search=Search(0.0, 1.0, in_runs=False),
     )
     learning_rate: float = setting(0.01, "Step of Adam.", above=0.0)
     batch_size: int = setting(1024, "Interactions of a step.", at_least=2)
@@ -68,7 +64,6 @@ class TextMapSignal(TextSignal):
         "What an item of the history counts beside the next later one, where there is an order.",
         above=0.0,
         at_most=1.0,
-        search=Search(0.5, 1.0, in_runs=False),
     )
     user_text_weight: float = setting(
         0.3, "What a user's own text counts beside her history.", at_least=0.0
