@@ -27,7 +27,7 @@ from recbole_llm.fusion import Fused, Judged, Situation
 from recbole_llm.model_settings import ModelSettings, labels_of, model_keys, read_model_settings
 from recbole_llm.scoring import Scorer
 from recbole_llm.settings import RunOptions
-from recbole_llm.signal_cache import fit_cached
+from recbole_llm.signal_cache import fit_cached, is_cached
 from recbole_llm.signals import Signal, SkippedSignal
 from recbole_llm.training_data import TrainingData
 from recbole_llm.tuning.spaces import Parameter, Space, nested, weight_space
@@ -153,16 +153,21 @@ class _Level:
                     found[label] = kept[key]
                 else:
                     to_fit[label] = signal
+        # What is on disk comes first, so that what a step shows does not depend on what this
+        # process has at hand: a study that goes on would otherwise give up other trials.
+        data, run = source.data, self.bench.run
+        in_cache = {label for label, signal in to_fit.items() if is_cached(signal, data, run)}
         steps = 0
-        for label, signal in to_fit.items():
+        for label in sorted(to_fit, key=lambda label: label not in in_cache):
+            signal = to_fit[label]
             look = None
-            if watch is not None:
-                look, steps = self._look(label, found, to_fit, settings, watch, weights, steps)
+            if watch is not None and run.signal_cache is not None and label not in in_cache:
+                look, steps = self._look(label, found, settings, watch, weights, steps)
             try:
-                settled, factors = fit_cached(signal, source.data, self.bench.run, look)
+                settled, factors = fit_cached(signal, data, run, look)
             except SkippedSignal:
                 continue
-            found[label] = for_all(settled, factors, source, settings, self.bench.run)
+            found[label] = for_all(settled, factors, source, settings, run)
             kept = self._fitted[label]
             kept[signal, settings.text] = found[label]
             while len(kept) > _KEPT:
@@ -176,18 +181,13 @@ class _Level:
         self,
         label: str,
         found: Mapping[str, Fitted],
-        to_fit: Mapping[str, Signal],
         settings: ModelSettings,
         watch: Watch,
         weights: Mapping[str, float],
         first_step: int,
     ) -> tuple[Callable[[int, Factors], None], int]:
-        """What sees a signal's tables: the others stand beside as they are, or were last."""
+        """What sees a signal's tables, with those that are fitted before it beside them."""
         others = {other: part.factors for other, part in found.items()}
-        for other in to_fit.keys() - others.keys() - {label}:
-            kept = self._fitted[other]
-            if kept:
-                others[other] = kept[next(reversed(kept))].factors
         source, metric, run = self.source(settings), self.bench.metric, self.bench.run
         users = max(1, _WATCHED_SCORES // source.data.n_items)
         validation = self.bench.validation(source.data.binary, metric).sample(users, seed=run.seed)

@@ -60,7 +60,7 @@ def fit_cached(
     """
     if run.signal_cache is None:
         return _fit(signal, data, run, watch)
-    file = Path(run.signal_cache) / f"{_key(signal, data, run)}.safetensors"
+    file = _file(run.signal_cache, signal, data, run)
     if file.is_file():
         try:
             return _read(file, signal)
@@ -74,6 +74,15 @@ def fit_cached(
     except OSError as error:
         raise SettingsError(f"`signal_cache`: cannot write {file}: {error.strerror}") from error
     return settled, factors
+
+
+def is_cached(signal: Signal, data: TrainingData, run: RunOptions) -> bool:
+    """Whether :func:`fit_cached` will find the signal."""
+    return run.signal_cache is not None and _file(run.signal_cache, signal, data, run).is_file()
+
+
+def _file(folder: str, signal: Signal, data: TrainingData, run: RunOptions) -> Path:
+    return Path(folder) / f"{_key(signal, data, run)}.safetensors"
 
 
 def _fit(

@@ -41,7 +41,7 @@ def write_report(
     missing = []
     with _quiet():
         try:
-            import plotly  # type: ignore[import-untyped]  # noqa: F401
+            import plotly  # noqa: F401
         except ImportError:
             missing.append("report.html needs plotly; run `pip install recbole_llm[tune]`")
         else:

@@ -447,19 +447,20 @@ def run_study(
     until = math.inf if options.timeout is None else time.monotonic() + options.timeout
     with _storage_errors(options.storage), _calm(), _beating(study._storage) as beat:
         study.sampler = _SeededByNumber(options, work)
-        while time.monotonic() < until:
-            queued = _queue_the_dead(study)
-            # Two processes may both start the last one: one more is no harm.
-            if not queued and len(_known_trials(study)) >= options.trials:
-                break
-            trial = _ask(study, work.space, options, queued=queued)
-            beat(trial._trial_id)
-            try:
-                finished = _run(study, trial, work, options)
-            except KeyboardInterrupt:
-                _requeue(study, trial._trial_id)
-                return False
-            after(finished)
+        try:
+            while time.monotonic() < until:
+                queued = _queue_the_dead(study)
+                # Two processes may both start the last one: one more is no harm.
+                if not queued and len(_known_trials(study)) >= options.trials:
+                    break
+                trial = _ask(study, work.space, options, queued=queued)
+                beat(trial._trial_id)
+                after(_run(study, trial, work, options))
+        except KeyboardInterrupt:
+            for own in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                if own.user_attrs.get(_WORKER) == _worker():
+                    _requeue(study, own._trial_id)
+            return False
     return True
 
 
