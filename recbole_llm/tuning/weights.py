@@ -101,8 +101,8 @@ def candidate_scores(
     Args:
         factors: standardised signals.
         validation: the users to rank for.
-        n_candidates: items taken from each signal's ranking; None: all that are ranked, which
-            makes the metric that of the full ranking.
+        n_candidates: items taken from each signal's ranking; None: all in their own order, so
+            that the metric is that of the full ranking, ties included.
         run: device and seed.
 
     Returns:
@@ -115,10 +115,11 @@ def candidate_scores(
     shuffled = torch.from_numpy(np.random.default_rng(run.seed).permutation(n_items))
     n_slots = k * (len(factors) + 1)
     few = None
-    if validation.candidates is not None or n_candidates is None:
-        ranked = np.arange(1, n_items)
-        if validation.candidates is not None:
-            ranked = np.flatnonzero(validation.candidates)
+    if n_candidates is None:
+        few = shuffled = torch.arange(n_items)
+        n_slots = n_items
+    elif validation.candidates is not None:
+        ranked = np.flatnonzero(validation.candidates)
         if len(ranked) <= n_slots:
             few, n_slots = torch.from_numpy(ranked), len(ranked)
     # Filled part by part: joining parts at the end would take the memory twice.
