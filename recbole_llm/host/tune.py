@@ -141,15 +141,9 @@ def tune(args: argparse.Namespace) -> int:
     make_folder("out", task.folder)
     study = open_study(task.options, task.identity())
     if args.threads:
-        return _work(task, study, args, threads=args.threads)
+        return _work(task, study, args.threads, [])
     with _helpers(args) as helpers:
-        code = _work(task, study, args, threads=_threads(args.jobs) if args.jobs > 1 else None)
-        for helper in helpers:
-            helper.wait()
-    if code == 0 and helpers:
-        # A helper may have died at its trial.
-        code = _work(task, study, args, threads=None)
-    return code
+        return _work(task, study, _threads(args.jobs) if helpers else None, helpers)
 
 
 def _threads(jobs: int) -> int:
@@ -364,18 +358,20 @@ def _text_field_space(config: Any) -> dict[str, Parameter]:
 
 
 def _work(
-    task: _Task, study: optuna.Study, args: argparse.Namespace, *, threads: int | None
+    task: _Task,
+    study: optuna.Study,
+    threads: int | None,
+    helpers: Sequence[subprocess.Popen[bytes]],
 ) -> int:
     """Run trials, and put the best in force where this process is no helper."""
     if threads:
         torch.set_num_threads(threads)
-    options, is_helper = task.options, bool(args.threads)
+    options, is_helper = task.options, bool(task.args.threads)
     with threadpool_limits(threads), _trials_are_quiet():
         enough = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
         if is_helper and enough >= options.trials:
             return 0
         work: Any = _table_work(task, threads) if task.is_ours else _RunWork(task)
-        work.space = {name: part for name, part in work.space.items()}
         bar = tqdm(
             total=options.trials,
             initial=enough,
@@ -384,6 +380,14 @@ def _work(
         )
         log = _TrialLog(task, study, bar)
         ended = run_study(study, work, options, log)
+        try:
+            for helper in helpers if ended else ():
+                helper.wait()
+        except KeyboardInterrupt:
+            ended = False
+        if ended and helpers:
+            # One of them may have died at its trial.
+            ended = run_study(study, work, options, log)
         bar.close()
     if is_helper:
         return 0 if ended else 130
