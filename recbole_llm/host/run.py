@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import resource
@@ -95,8 +96,14 @@ def run(
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, recommender)
     trainer.evaluator = UnroundedEvaluator(config)
     show = config["show_progress"]
+    # RecBole's trainer of decision trees has no epochs to look at.
+    looks = "callback_fn" in inspect.signature(trainer.fit).parameters
     best_score, best_valid = trainer.fit(
-        train, valid, saved=saved, show_progress=show, callback_fn=after_epoch
+        train,
+        valid,
+        saved=saved,
+        show_progress=show,
+        **({"callback_fn": after_epoch} if after_epoch and looks else {}),
     )
     fitted = perf_counter()
     result = None
