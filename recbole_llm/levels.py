@@ -389,8 +389,8 @@ class WeightsLevel(_Level):
         shares = self._shares(values)
         weights = list(shares.values())
         if self._told:
-            weights += [values[f"cold_weights.{label}"] for label in self._told]
-            weights.append(values["cold_exposure"])
+            weights += [values.get(f"cold_weights.{label}", 0.0) for label in self._told]
+            weights.append(values.get("cold_exposure", 0.0))
         elif next(iter(self._scores.values())).scores.shape[0] > len(weights):
             weights.append(1.0)
         found = {
@@ -408,7 +408,7 @@ class WeightsLevel(_Level):
         return Outcome(tuple(found[objective.name] for objective in self.bench.objectives), tested)
 
     def _shares(self, values: Mapping[str, Any]) -> dict[str, float]:
-        weights = {label: values[f"fusion_weights.{label}"] for label in self._parts}
+        weights = {label: values.get(f"fusion_weights.{label}", 0.0) for label in self._parts}
         total = sum(weights.values())
         if not total:
             return dict.fromkeys(weights, 1 / len(weights))
@@ -419,7 +419,8 @@ class WeightsLevel(_Level):
         settings = {**self.fixed, **nested(trial.params)}
         settings["fusion_weights"] = self._shares(trial.params)
         if self._told:
-            settings["cold_exposure"] = repr(trial.params["cold_exposure"])
+            settings["cold_exposure"] = repr(trial.params.get("cold_exposure", 0.0))
+            settings.setdefault("cold_weights", dict.fromkeys(self._told, 0.0))
         return settings
 
 
@@ -499,13 +500,13 @@ class SignalsLevel(_Level):
 
 def _signal_starts(space: Space, settings: ModelSettings) -> list[dict[str, Any]]:
     """The settings as they are, then with what is known to be good of each signal."""
-    here = {name: _within(parameter, _current(name, settings)) for name, parameter in space.items()}
+    here = {name: within(parameter, _current(name, settings)) for name, parameter in space.items()}
     starts = [here]
     for name, signal in settings.signals.items():
         for start in signal.starts:
             values = {f"{name}_{field}": value for field, value in start.items()}
             known = {key: value for key, value in values.items() if key in space}
-            tried = here | {key: _within(space[key], value) for key, value in known.items()}
+            tried = here | {key: within(space[key], value) for key, value in known.items()}
             if tried not in starts:
                 starts.append(tried)
     return starts
@@ -523,7 +524,7 @@ def _current(name: str, settings: ModelSettings) -> Any:
     return None
 
 
-def _within(parameter: Parameter, value: Any) -> Any:
+def within(parameter: Parameter, value: Any) -> Any:
     """The nearest value that a parameter may have."""
     where = parameter.where
     if where.choices:

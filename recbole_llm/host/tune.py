@@ -31,7 +31,7 @@ from recbole_llm.evaluation import Metric
 from recbole_llm.host.config import given_settings, prepare
 from recbole_llm.host.known_keys import recbole_keys
 from recbole_llm.host.run import check_model, load_parts, make_folder, read_config, run
-from recbole_llm.levels import COSTS, LEVELS, Bench, SignalsLevel, WeightsLevel
+from recbole_llm.levels import COSTS, LEVELS, Bench, SignalsLevel, WeightsLevel, within
 from recbole_llm.model_settings import labels_of, model_keys, read_model_settings
 from recbole_llm.settings import RunOptions, Search
 from recbole_llm.text import read_feature_table, text_fields
@@ -442,7 +442,12 @@ def _table_work(task: _Task, threads: int | None) -> Any:
     )
     if task.level == "weights":
         level = WeightsLevel(bench)
-        level.space = changed(level.space, task.changes, level.space, task.args.space)
+        space = changed(level.space, task.changes, level.space, task.args.space)
+        level.starts = [
+            {name: within(part, start[name]) for name, part in space.items()}
+            for start in level.starts
+        ]
+        level.space = space
         return level
     return SignalsLevel(bench, task.space, reweighs=task.level == "all")
 

@@ -329,3 +329,14 @@ def test_a_study_for_another_model_or_space_is_refused(tune, capsys):
     assert "level: signals there, all here" in capsys.readouterr().err
     assert tune("--trials=2", "--study=mine", "--level=signals", "--als_alpha=3") == 1
     assert "settings:" in capsys.readouterr().err
+
+
+def test_a_files_ranges_hold_for_weights_too(tune, tmp_path):
+    (tmp_path / "narrow").write_text(
+        "fusion_weights.als: {low: 0.5, high: 1.0}\nfusion_weights.popularity: none\n"
+    )
+    assert tune("--trials=12", "--space=narrow") == 0
+    study = study_in(tmp_path / "out")
+    assert min(trial.params["fusion_weights.als"] for trial in study.trials) >= 0.5
+    assert run_of_best(tmp_path)["weights"]["popularity"] == 0
+    assert {trial.state.name for trial in study.trials} == {"COMPLETE"}
