@@ -26,7 +26,6 @@ RESULTS = Path(__file__).parent / "results"
 TUNE = "import sys; from recbole_llm.cli import recbole_llm_command as c; sys.exit(c())"
 DATA = ["--model=HybridFusion", "--dataset=ml-100k", "--show_progress=False"]
 METRIC = "ndcg@10"
-HOUR = 3600
 
 
 def start(folder, *arguments):
@@ -162,7 +161,10 @@ def lines_of(kept):
     lines = [
         "# Tuning studies on ml-100k",
         "",
-        "2 CPU cores; load is the machine's when a part began.",
+        "2 CPU cores; `load` is the machine's load average when a part began: above 2 other work",
+        "slows the part down. `times_hyper_tuning`: weight trials an hour beside runs an hour, each",
+        "run a process with `fusion_weights` set and no signal searched, as RecBole's HyperTuning",
+        "would make one for each trial.",
         "",
     ]
     for name, part in kept.items():
