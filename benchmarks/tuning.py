@@ -162,8 +162,8 @@ def lines_of(kept):
         "# Tuning studies on ml-100k",
         "",
         "2 CPU cores; `load` is the machine's load average when a part began: above 2 other work",
-        "slows the part down. `times_hyper_tuning`: weight trials an hour beside runs an hour, each",
-        "run a process with `fusion_weights` set and no signal searched, as RecBole's HyperTuning",
+        "slows it down. `times_hyper_tuning`: weight trials an hour beside runs an hour, each a",
+        "process with `fusion_weights` set and no signal searched, as RecBole's HyperTuning",
         "would make one for each trial.",
         "",
     ]
