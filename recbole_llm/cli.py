@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
+import yaml
 from recbole import quick_start
 
 from recbole_llm import cold_split, importing, serving_commands
 from recbole_llm.errors import RecboleLLMError, SettingsError
-from recbole_llm.host import split
+from recbole_llm.host import split, tune
 from recbole_llm.host.run import run
 from recbole_llm.models import MODELS
 
@@ -24,7 +26,7 @@ def run_recbole_command(arguments: Sequence[str] | None = None) -> int:
 
 
 def recbole_llm_command(arguments: Sequence[str] | None = None) -> int:
-    """``recbole-llm import …``, ``split …``, ``recommend …`` and ``export …``."""
+    """``recbole-llm import …``, ``split …``, ``recommend …``, ``export …`` and ``tune …``."""
     return _guarded(lambda: _recbole_llm(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -71,9 +73,11 @@ def _run_recbole(arguments: Sequence[str]) -> int:
         )
         return 0
     values = parse_arguments(arguments)
-    model = values.pop("model", "BPR")
-    dataset = values.pop("dataset", "ml-100k")
     files = values.pop("config_files", "").split()
+    # A file may say what it is for, as `best.yaml` of a study does.
+    named = {name: value for file in files for name, value in _named_in(file).items()}
+    model = values.pop("model", named.get("model", "BPR"))
+    dataset = values.pop("dataset", named.get("dataset", "ml-100k"))
     parallel = {name: values.pop(name) for name in _FLAGS if name in values}
     if _whole_number("nproc", parallel.get("nproc", "1")) > 1:
         _run_in_parallel(model, dataset, files, values, parallel)
@@ -81,6 +85,16 @@ def _run_recbole(arguments: Sequence[str]) -> int:
     saved = values.pop("saved", "True").lower() == "true"
     run(model, dataset, files, values, saved=saved)
     return 0
+
+
+def _named_in(file: str) -> dict[str, str]:
+    """The model and the data set that a file of settings names; a bad file is found later."""
+    try:
+        settings = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    named = settings if isinstance(settings, dict) else {}
+    return {name: str(named[name]) for name in ("model", "dataset") if name in named}
 
 
 def _run_in_parallel(
@@ -128,10 +142,16 @@ def _recbole_llm(arguments: Sequence[str]) -> int:
     command = commands.add_parser("export", help="write vectors for an index of inner products")
     serving_commands.add_export_arguments(command)
     command.set_defaults(run=serving_commands.export, takes_settings=False)
+    command = commands.add_parser(
+        "tune", help="search a model's settings by a study", allow_abbrev=False
+    )
+    tune.add_arguments(command)
+    command.set_defaults(run=tune.tune, takes_settings=True)
     args, rest = parser.parse_known_args(arguments)
     if rest and not args.takes_settings:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.settings = parse_arguments(rest)
+    args.arguments = list(arguments)
     return args.run(args)
 
 

@@ -26,7 +26,7 @@ class DataWarning(UserWarning):
     """Something in the data is worth a line, and the work goes on."""
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """What a library's error says, without line breaks; its kind where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from recbole_llm.completion import (
 )
 from recbole_llm.embedding_cache import EmbeddingCache, default_folder, encode_cached
 from recbole_llm.encoders import EncoderOptions, build
-from recbole_llm.errors import DataError
+from recbole_llm.errors import DataError, SettingsError
 from recbole_llm.evaluation import Metric, Validation, evaluate
 from recbole_llm.factors import Factors, Mask, Rows, standardise
 from recbole_llm.fusion import FUSIONS, Evidence, Fused, Judged, Situation, exposure_table
@@ -114,29 +114,54 @@ def fit_model(
         SettingsError: an encoder cannot be had.
     """
     report = FitReport(metric=str(metric) if validation else None)
+    source = encode(data, user_texts, settings, run, report)
+    with report.timed("signals"):
+        fitted = fit_signals(source, validation, settings, metric, run, report)
+    with report.timed("tune"):
+        fused = fuse(fitted, source, validation, settings, metric, run, report)
+        if len(fitted) > 1 and validation is not None:
+            report.fused = evaluate(fused.blocks, validation, metric, run.device)
+    _log(report, metric)
+    return fused.blocks, report, _newcomers(fitted, fused, source)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What signals are fitted on.
+
+    Attributes:
+        data: the training part with its texts encoded.
+        item_texts, user_texts: the features that completion reads, None without any text.
+        encoders: encoder -> its fingerprint.
+    """
+
+    data: TrainingData
+    item_texts: TextFeatures | None
+    user_texts: TextFeatures | None
+    encoders: Mapping[str, str]
+
+
+def encode(
+    data: TrainingData,
+    user_texts: tuple[str, ...],
+    settings: ModelSettings,
+    run: RunOptions,
+    report: FitReport,
+) -> Source:
+    """The data with their texts encoded, where anything reads them.
+
+    Raises:
+        SettingsError: an encoder cannot be had.
+    """
     encoders: dict[str, str] = {}
     if settings.uses_embeddings:
         with report.timed("encode"):
             data, encoders = _with_embeddings(data, user_texts, settings.text, run, report)
-    texts = _Texts.of(data)
-    with report.timed("signals"):
-        fitted = _fit_signals(data, texts, validation, settings, metric, run, report)
-    with report.timed("tune"):
-        fused = _fuse(fitted, data, texts, validation, settings, metric, run, report)
-    return fused.blocks, report, _newcomers(fitted, fused, encoders, data.user_embeddings)
-
-
-@dataclass(frozen=True, eq=False)
-class _Texts:
-    """What completion reads: the features of items' and of users' texts, None without any."""
-
-    items: TextFeatures | None
-    users: TextFeatures | None
-
-    @classmethod
-    def of(cls, data: TrainingData) -> _Texts:
-        both = (data.item_embeddings, data.user_embeddings)
-        return cls(*(text_features(rows) if rows else None for rows in both))
+    items, users = (
+        text_features(rows) if rows else None
+        for rows in (data.item_embeddings, data.user_embeddings)
+    )
+    return Source(data, items, users, encoders)
 
 
 def _with_embeddings(
@@ -201,7 +226,7 @@ def _open_cache(setting: str | None) -> EmbeddingCache | None:
 
 
 @dataclass(frozen=True, eq=False)
-class _Fitted:
+class Fitted:
     """A signal's z-scores for all users and items.
 
     Attributes:
@@ -217,44 +242,48 @@ class _Fitted:
     ridge: RidgeMap | None
 
 
-def _fit_signals(
-    data: TrainingData,
-    texts: _Texts,
+def fit_signals(
+    source: Source,
     validation: Validation | None,
     settings: ModelSettings,
     metric: Metric,
     run: RunOptions,
     report: FitReport,
-) -> dict[str, _Fitted]:
-    fitted: dict[str, _Fitted] = {}
+) -> dict[str, Fitted]:
+    """Fit every signal that the settings name, with the best settings where they are searched.
+
+    Returns:
+        Label -> signal; what has nothing to say on these data is left out.
+
+    Raises:
+        DataError: no signal has anything to learn from.
+    """
+    data = source.data
+    fitted: dict[str, Fitted] = {}
     skipped: dict[str, str] = {}
     is_later = validation is not None and validation.is_later
-    for name, configured in settings.signals.items():
-        if name in settings.if_later and not is_later:
+    for label, signal in settings.variants(is_later=is_later).items():
+        start = perf_counter()
+        try:
+            signal, factors, searched = _fit_one(
+                label, signal, data, validation, settings, metric, run
+            )
+            signal, factors = choose_decay(signal, factors, data, validation, metric, run)
+        except SkippedSignal as reason:
+            skipped[label] = str(reason)
+            logger.warning(f"{label}: left out, {reason}")
             continue
-        fixed = settings.fixed[name]
-        for label, signal in configured.variants(name, settings.text.encoder).items():
-            start = perf_counter()
-            try:
-                signal, factors, searched = _fit_one(
-                    label, signal, data, validation, settings, metric, run, fixed
-                )
-                signal, factors = choose_decay(signal, factors, data, validation, metric, run)
-            except SkippedSignal as reason:
-                skipped[label] = str(reason)
-                logger.warning(f"{label}: left out, {reason}")
-                continue
-            fitted[label] = _for_all(signal, factors, data, texts, settings, run)
-            factors = fitted[label].factors
-            value = evaluate([factors], validation, metric, run.device) if validation else None
-            report.signals[label] = value
-            report.settings[label] = dataclasses.asdict(signal)  # type: ignore[call-overload]
-            alone = f"alone {metric} {value:.4f} on the validation split" if value else "fitted"
-            decay = report.settings[label].get("history_decay")
-            if decay is not None:
-                in_force = "" if data.age is not None else " (off: there is no order)"
-                searched += f", history_decay {decay:g}{in_force}"
-            logger.info(f"{label}: {alone}{searched} [{perf_counter() - start:.1f}s]")
+        fitted[label] = for_all(signal, factors, source, settings, run)
+        factors = fitted[label].factors
+        value = evaluate([factors], validation, metric, run.device) if validation else None
+        report.signals[label] = value
+        report.settings[label] = dataclasses.asdict(signal)  # type: ignore[call-overload]
+        alone = f"alone {metric} {value:.4f} on the validation split" if value else "fitted"
+        decay = report.settings[label].get("history_decay")
+        if decay is not None:
+            in_force = "" if data.age is not None else " (off: there is no order)"
+            searched += f", history_decay {decay:g}{in_force}"
+        logger.info(f"{label}: {alone}{searched} [{perf_counter() - start:.1f}s]")
     if not fitted:
         raise DataError("nothing to learn from: " + "; ".join(dict.fromkeys(skipped.values())))
     return fitted
@@ -268,10 +297,10 @@ def _fit_one(
     settings: ModelSettings,
     metric: Metric,
     run: RunOptions,
-    fixed: frozenset[str],
 ) -> tuple[Signal, Factors, str]:
     n_trials = settings.search.signal_search_trials
     name, _, _ = label.partition(":")
+    fixed = settings.fixed[name]
     searched = name in settings.search.searched_signals
     space = search_space(signal, fixed) if searched else {}
     if validation is None or not n_trials or not space:
@@ -287,66 +316,63 @@ def _short(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.4g}"
 
 
-def _for_all(
-    signal: Signal,
-    factors: Factors,
-    data: TrainingData,
-    texts: _Texts,
-    settings: ModelSettings,
-    run: RunOptions,
-) -> _Fitted:
+def for_all(
+    signal: Signal, factors: Factors, source: Source, settings: ModelSettings, run: RunOptions
+) -> Fitted:
     """A signal's z-scores, with rows for the users and items that it has not seen."""
     if not (signal.completed and settings.completes):
-        return _Fitted(signal, standardise(factors), factors.known, None)
+        return Fitted(signal, standardise(factors), factors.known, None)
+    data, texts = source.data, source.item_texts
     user_counts = np.diff(data.interactions.indptr).astype(np.int64)
-    factors = standardise(complete_users(factors, user_counts, texts.users, seed=run.seed))
+    factors = standardise(complete_users(factors, user_counts, source.user_texts, seed=run.seed))
     ridge = None
-    if texts.items is not None:
-        ridge = completion_map(factors, texts.items, data.item_counts, seed=run.seed)
-    if texts.items is None or ridge is None:
-        return _Fitted(signal, factors, factors.known, None)
-    return _Fitted(signal, complete(factors, ridge, texts.items), factors.known, ridge)
+    if texts is not None:
+        ridge = completion_map(factors, texts, data.item_counts, seed=run.seed)
+    if texts is None or ridge is None:
+        return Fitted(signal, factors, factors.known, None)
+    return Fitted(signal, complete(factors, ridge, texts), factors.known, ridge)
 
 
 def _as_if_cold(
-    fitted: Mapping[str, _Fitted],
-    data: TrainingData,
-    texts: _Texts,
-    settings: ModelSettings,
-    run: RunOptions,
+    fitted: Mapping[str, Fitted], source: Source, settings: ModelSettings, run: RunOptions
 ) -> Situation | None:
     """The signals as they would be if a fifth of the warm items with a text were new."""
-    if texts.items is None:
+    if source.item_texts is None:
         return None
     start = perf_counter()
-    members = np.flatnonzero(data.warm_items & texts.items.has_text)
+    data = source.data
+    members = np.flatnonzero(data.warm_items & source.item_texts.has_text)
     fold = np.random.default_rng(run.seed).permutation(members)[: len(members) // _FOLDS]
     held = np.zeros(data.n_items, dtype=bool)
     held[fold] = True
-    rest = without_items(data, held)
+    rest = dataclasses.replace(source, data=without_items(data, held))
     factors = {}
     for label, part in fitted.items():
         try:
-            _, again = fit_cached(part.signal, rest, run)
-            factors[label] = _for_all(part.signal, again, rest, texts, settings, run).factors
+            _, again = fit_cached(part.signal, rest.data, run)
+            factors[label] = for_all(part.signal, again, rest, settings, run).factors
         except SkippedSignal:
             return None
     logger.info(
         f"fitted again as if {len(fold):,} warm items were cold [{perf_counter() - start:.1f}s]"
     )
-    return Situation(factors, rest.binary, without_items(data, ~held).binary)
+    return Situation(factors, rest.data.binary, without_items(data, ~held).binary)
 
 
-def _fuse(
-    fitted: Mapping[str, _Fitted],
-    data: TrainingData,
-    texts: _Texts,
+def fuse(
+    fitted: Mapping[str, Fitted],
+    source: Source,
     validation: Validation | None,
     settings: ModelSettings,
     metric: Metric,
     run: RunOptions,
     report: FitReport,
 ) -> Fused:
+    """Put the signals together by the fusion rule, with the weights that are set or tuned.
+
+    A table as wide as there are items is scaled in place.
+    """
+
     def to_weigh(sets: Sequence[Judged]) -> bool:
         return bool(sets and len(sets[0].factors) > 1 and settings.fusion.weight_trials)
 
@@ -369,36 +395,47 @@ def _fuse(
         return select_weights(sets, objective, run, memory_gb=settings.fusion.tuning_memory_gb)
 
     objective = dataclasses.replace(metric, slice_name="")
-    if len(fitted) > 1 and validation is None:
+    fusion = settings.fusion
+    if len(fitted) > 1 and validation is None and fusion.fusion_weights is None:
         logger.info("no validation rows: the signals count equally")
     factors = {label: part.factors for label, part in fitted.items()}
     evidence = Evidence(
-        Situation(factors, data.binary, validation and validation.positives),
-        lambda: _as_if_cold(fitted, data, texts, settings, run),
+        Situation(factors, source.data.binary, validation and validation.positives),
+        lambda: _as_if_cold(fitted, source, settings, run),
         tune,
         select,
         objective,
         run,
+        _fixed("fusion_weights", fusion.fusion_weights, factors),
+        _fixed("cold_weights", fusion.cold_weights, factors),
     )
     # A signal by itself stays as it is: there is nothing to weigh.
-    rule = FUSIONS[settings.fusion.fusion if len(factors) > 1 else "weighted_sum"]
-    fused = rule.fit(evidence, settings.fusion.cold_exposure)
+    rule = FUSIONS[fusion.fusion if len(factors) > 1 else "weighted_sum"]
+    fused = rule.fit(evidence, fusion.cold_exposure)
     report.weights = dict(fused.weights)
     report.cold_weights = dict(fused.cold_weights)
     report.cold_level = fused.cold_level
     report.exposure = [dict(point) for point in fused.exposure]
-    if len(factors) > 1 and validation is not None:
-        report.fused = evaluate(fused.blocks, validation, metric, run.device)
-    _log(report, metric)
     return fused
 
 
-def _newcomers(
-    fitted: Mapping[str, _Fitted],
-    fused: Fused,
-    encoders: Mapping[str, str],
-    own_texts: Mapping[str, Rows],
-) -> Newcomers:
+def _fixed(
+    key: str, given: Mapping[str, float] | None, labels: Collection[str]
+) -> dict[str, float] | None:
+    """Every signal's weight as the user fixed it; None where it is to be tuned, or by itself.
+
+    Raises:
+        SettingsError: they leave nothing.
+    """
+    if given is None or len(labels) == 1:
+        return None
+    weights = {label: given.get(label, 0.0) for label in labels}
+    if not any(weights.values()):
+        raise SettingsError(f"`{key}` gives no weight to any of {', '.join(labels)}")
+    return weights
+
+
+def _newcomers(fitted: Mapping[str, Fitted], fused: Fused, source: Source) -> Newcomers:
     cold_gains = fused.cold_gains or fused.weights
     signals = (
         LearnedSignal.of(
@@ -412,7 +449,8 @@ def _newcomers(
         for label, part in fitted.items()
     )
     in_blocks = tuple(signal for signal in signals if signal.gain or signal.cold_gain)
-    return Newcomers(in_blocks, fused.cold_level or 0.0, encoders, own_texts)
+    own_texts = source.data.user_embeddings
+    return Newcomers(in_blocks, fused.cold_level or 0.0, source.encoders, own_texts)
 
 
 def _log(report: FitReport, metric: Metric) -> None:

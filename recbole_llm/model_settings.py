@@ -60,6 +60,19 @@ class ModelSettings:
     fusion: FusionSettings
     completes: bool
 
+    def variants(self, *, is_later: bool) -> dict[str, Signal]:
+        """Label -> signal, those of each encoder apart.
+
+        Args:
+            is_later: whether the validation part is later than the training part.
+        """
+        return {
+            label: signal
+            for name, configured in self.signals.items()
+            if is_later or name not in self.if_later
+            for label, signal in configured.variants(name, self.text.encoder).items()
+        }
+
     @property
     def uses_text(self) -> bool:
         """Whether anything reads texts."""
@@ -136,10 +149,12 @@ def read_model_settings(
             + did_you_mean(fusion.fusion, FUSIONS)
         )
     parse_exposure(fusion.cold_exposure)
+    signals = {name: read_section(SIGNALS[name], given, prefix=f"{name}_") for name in signal_names}
+    text = read_section(TextSettings, given)
+    _check_labels("fusion_weights", fusion.fusion_weights, labels_of(signals, text))
+    _check_labels("cold_weights", fusion.cold_weights, labels_of(signals, text))
     return ModelSettings(
-        signals={
-            name: read_section(SIGNALS[name], given, prefix=f"{name}_") for name in signal_names
-        },
+        signals=signals,
         fixed={
             name: frozenset(
                 key.field
@@ -149,13 +164,29 @@ def read_model_settings(
             for name in signal_names
         },
         if_later=frozenset(if_later),
-        text=read_section(TextSettings, given),
+        text=text,
         history=read_section(HistorySettings, given),
         search=search,
         fusion=fusion,
         # A classic by its own name stays what it is, and reads no text.
         completes=is_hybrid and fusion.completion,
     )
+
+
+def labels_of(signals: Mapping[str, Signal], text: TextSettings) -> list[str]:
+    """What the signals are called one by one, those of each encoder apart."""
+    return [
+        label for name, signal in signals.items() for label in signal.variants(name, text.encoder)
+    ]
+
+
+def _check_labels(key: str, weights: Mapping[str, float] | None, labels: Sequence[str]) -> None:
+    for label in weights or ():
+        if label not in labels:
+            raise SettingsError(
+                f"`{key}` names `{label}`, which is no signal of this run; it has "
+                f"{', '.join(labels)}" + did_you_mean(label, labels)
+            )
 
 
 def _check_signals(key: str, names: Sequence[str]) -> None:

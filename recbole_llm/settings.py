@@ -23,12 +23,22 @@ Section = TypeVar("Section")
 
 @dataclass(frozen=True)
 class Search:
-    """Where a setting is searched: a range, inclusive (``log`` by ratios), or words."""
+    """Where a setting is searched.
+
+    Attributes:
+        low, high: a range, inclusive.
+        log: whether it is searched by ratios.
+        choices: what is chosen from, in place of a range.
+        step: what values in the range differ by, None for any.
+        in_runs: whether the few trials of a run's own search try it; studies try all.
+    """
 
     low: float = 0.0
     high: float = 1.0
     log: bool = False
-    choices: tuple[str, ...] = ()
+    choices: tuple[Any, ...] = ()
+    step: float | None = None
+    in_runs: bool = True
 
 
 def setting(
@@ -183,7 +193,8 @@ def to_words(raw: Any) -> Words:
 def _to_mapping(key: str, raw: Any) -> Mapping[str, float]:
     if isinstance(raw, str):
         body = raw.strip().removeprefix("{").removesuffix("}")
-        pairs = [part.partition(":") for part in body.split(",") if part.strip()]
+        # The last colon: a signal's own name may hold one (text_map:bert).
+        pairs = [part.rpartition(":") for part in body.split(",") if part.strip()]
         if not all(separator for _, separator, _ in pairs):
             raise SettingsError(f"`{key}` must look like click:1,cart:3, got {raw!r}")
         raw = {name.strip().strip("'\""): value for name, _, value in pairs}
@@ -225,6 +236,7 @@ class TextSettings:
         ("bert", "lexical"),
         "Encoders of the text, each a signal of its own: bert, lexical, or a model's folder or "
         "hub name.",
+        search=Search(choices=("bert,lexical", "bert", "lexical"), in_runs=False),
     )
     encoder_batch_size: int = setting(64, "Texts that are encoded at once.", at_least=1)
     embedding_cache: str | None = setting(
@@ -295,6 +307,18 @@ class FusionSettings:
         "How readily cold items stand beside warm ones: auto (what validates best), a number "
         "(added to a cold item's score), or a share of the top 10, such as 10%.",
         key="cold_exposure",
+    )
+    fusion_weights: Mapping[str, float] | None = setting(
+        None,
+        "What each signal counts: als:0.6,text_map:bert:0.4; one that is not named counts 0; none: "
+        "weights are tuned.",
+        at_least=0.0,
+    )
+    cold_weights: Mapping[str, float] | None = setting(
+        None,
+        "What each signal's score of a cold item is multiplied by under warmth_gate, likewise; "
+        "none: tuned.",
+        at_least=0.0,
     )
     completion: bool = setting(
         True, "Whether a signal's rows of items and users that it has not seen come from text."

@@ -13,8 +13,9 @@ import importlib.metadata
 import inspect
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
@@ -25,6 +26,7 @@ from recbole_llm.errors import DataWarning, SettingsError, one_line
 from recbole_llm.factors import Factors, Rows
 from recbole_llm.settings import RunOptions
 from recbole_llm.signals import Signal
+from recbole_llm.signals.base import InSteps
 from recbole_llm.training_data import TrainingData
 from recbole_llm.whole_file import whole_file
 
@@ -34,8 +36,20 @@ _EXTRA = "extra."
 _CSR_PARTS = ("data", "indices", "indptr")
 
 
-def fit_cached(signal: Signal, data: TrainingData, run: RunOptions) -> tuple[Signal, Factors]:
+# Called with the number of the step and the tables so far; what it raises ends the fit.
+Watch: TypeAlias = Callable[[int, Factors], None]
+
+
+def fit_cached(
+    signal: Signal, data: TrainingData, run: RunOptions, watch: Watch | None = None
+) -> tuple[Signal, Factors]:
     """Settle and fit a signal, or take both from ``run.signal_cache``.
+
+    Args:
+        signal: what is fitted.
+        data: what it learns from.
+        run: device, seed, cache.
+        watch: sees the tables after each step of a signal that learns in steps.
 
     Returns:
         The settled signal and its tables.
@@ -45,22 +59,41 @@ def fit_cached(signal: Signal, data: TrainingData, run: RunOptions) -> tuple[Sig
         SettingsError: the cache cannot be written.
     """
     if run.signal_cache is None:
-        settled = signal.settle(data, run)
-        return settled, settled.fit(data, run)
-    file = Path(run.signal_cache) / f"{_key(signal, data, run)}.safetensors"
+        return _fit(signal, data, run, watch)
+    file = _file(run.signal_cache, signal, data, run)
     if file.is_file():
         try:
             return _read(file, signal)
         except (OSError, SafetensorError, LookupError, ValueError, TypeError) as error:
             warnings.warn(f"{file} is damaged ({one_line(error)}); fitted anew", DataWarning)
-    settled = signal.settle(data, run)
-    factors = settled.fit(data, run)
+    settled, factors = _fit(signal, data, run, watch)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(file) as unfinished:
             _write(unfinished, settled, factors)
     except OSError as error:
         raise SettingsError(f"`signal_cache`: cannot write {file}: {error.strerror}") from error
+    return settled, factors
+
+
+def is_cached(signal: Signal, data: TrainingData, run: RunOptions) -> bool:
+    """Whether :func:`fit_cached` will find the signal."""
+    return run.signal_cache is not None and _file(run.signal_cache, signal, data, run).is_file()
+
+
+def _file(folder: str, signal: Signal, data: TrainingData, run: RunOptions) -> Path:
+    return Path(folder) / f"{_key(signal, data, run)}.safetensors"
+
+
+def _fit(
+    signal: Signal, data: TrainingData, run: RunOptions, watch: Watch | None
+) -> tuple[Signal, Factors]:
+    settled = signal.settle(data, run)
+    if watch is None or not isinstance(settled, InSteps):
+        return settled, settled.fit(data, run)
+    for step, tables in enumerate(settled.fit_in_steps(data, run)):
+        factors = tables()
+        watch(step, factors)
     return settled, factors
 
 

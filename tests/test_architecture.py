@@ -24,6 +24,7 @@ LAYERS = [
     ["fusion"],
     ["tuning", "model_settings"],
     ["fitting"],
+    ["levels"],
     ["host", "models"],
     ["cli"],
 ]

@@ -87,6 +87,8 @@ class Evidence:
             :func:`~recbole_llm.tuning.weights.select_weights`.
         metric: the objective.
         run: device, seed.
+        weights: label -> weight of every signal where the user fixed them; None: to be tuned.
+        cold_weights: label -> what a cold item's z-score is multiplied by, likewise.
     """
 
     now: Situation
@@ -95,6 +97,14 @@ class Evidence:
     select: Tune
     metric: Metric
     run: RunOptions
+    weights: Weights | None = None
+    cold_weights: Weights | None = None
+
+    def tuned(self, slice_name: str = "") -> Weights:
+        """Every signal's weight, as fixed, as tuned on a slice of the validation part, or equal."""
+        if self.weights is not None:
+            return self.weights
+        return or_equal(self.tune(self.now.judged(slice_name)), self.now.factors)
 
 
 @dataclass(frozen=True, eq=False)

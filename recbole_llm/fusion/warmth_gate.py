@@ -39,20 +39,27 @@ class WarmthGate:
     """
 
     def fit(self, evidence: Evidence, cold_exposure: str) -> Fused:
-        """Tune both weights, then choose the level."""
+        """Tune both weights, then choose the level; what the user fixed stays as it is."""
         now, metric, run = evidence.now, evidence.metric, evidence.run
-        warm_weights = or_equal(evidence.tune(now.judged("warm")), now.factors)
+        wish, fixed = parse_exposure(cold_exposure), evidence.cold_weights
+        warm_weights = evidence.tuned("warm")
         cold = now.cold
         told = [label for label, factors in now.factors.items() if factors.known[cold].any()]
         if not told:
             return sum_of(now.factors, warm_weights)
+        if fixed is not None and wish.level is not None:
+            gains = _gains(now, cold, warm_weights, fixed)
+            blocks = gated(list(now.factors.values()), gains, np.float32(wish.level) * cold)
+            return Fused(blocks, warm_weights, fixed, wish.level, (), fixed)
         imagined = None
         if now.wanted is not None and cold.sum() > _FEW_COLD * len(cold):
             imagined = evidence.as_if_cold()
         judged: list[Judged] = []
         if imagined is not None:
             judged = now.judged("cold") + imagined.judged("cold") + now.judged("warm")
-        cold_weights = or_equal(evidence.select([part.of(told) for part in judged]), told)
+        cold_weights = fixed
+        if cold_weights is None:
+            cold_weights = or_equal(evidence.select([part.of(told) for part in judged]), told)
 
         def contest(situation: Situation) -> Contest:
             is_cold = situation.cold
@@ -68,13 +75,13 @@ class WarmthGate:
         served = contest(now)
         spread = _SPREAD if imagined is not None else 1.0
         scale = spread * served.spread[0] / served.spread[1] if served.spread[1] else 1.0
+        scale = scale if fixed is None else 1.0
         measured = served
         wanted_cold = served.n_cold.sum() / max(1, (served.n_cold + served.n_warm).sum())
         if wanted_cold < _ENOUGH_COLD and imagined is not None:
             assert now.wanted is not None
             measured = contest(dataclasses.replace(imagined, wanted=now.wanted, hidden=now.known))
         curve = measured.curve(scale, metric)
-        wish = parse_exposure(cold_exposure)
         if wish.level is not None:
             level = wish.level
         elif wish.share is not None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from recbole_llm.factors import Factors, gated
-from recbole_llm.fusion.base import Evidence, Fused, Weights, or_equal
+from recbole_llm.fusion.base import Evidence, Fused, Weights
 
 
 class WeightedSum:
@@ -15,8 +15,7 @@ class WeightedSum:
 
     def fit(self, evidence: Evidence, cold_exposure: str) -> Fused:
         """Tune the weights on all of the validation part; the exposure has no say."""
-        factors = evidence.now.factors
-        return sum_of(factors, or_equal(evidence.tune(evidence.now.judged()), factors))
+        return sum_of(evidence.now.factors, evidence.tuned())
 
 
 def sum_of(factors: Mapping[str, Factors], weights: Weights) -> Fused:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
 from time import perf_counter
@@ -55,6 +56,9 @@ def run(
     config_file_list: Sequence[str] | None = None,
     config_dict: Mapping[str, Any] | None = None,
     saved: bool = True,
+    *,
+    tested: bool = True,
+    after_epoch: Callable[[int, float], None] | None = None,
 ) -> dict[str, Any]:
     """Train and test a model, RecBole's or ours, as RecBole's ``run_recbole`` does.
 
@@ -64,6 +68,8 @@ def run(
         config_file_list: YAML files of settings.
         config_dict: settings; they rank above the files.
         saved: whether to keep a checkpoint, and test its tables.
+        tested: whether to look at the test part.
+        after_epoch: called with the epoch and its validation score; what it raises ends the run.
 
     Returns:
         RecBole's result, with ``record``: what ``result_file`` holds.
@@ -73,34 +79,44 @@ def run(
         DataError: the data cannot be used.
     """
     started = perf_counter()
-    _check_model(model)
+    check_model(model)
     config = read_config(model, dataset, list(config_file_list or []), dict(config_dict or {}))
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
     prepare(config, writes_record=True)
     result_file = config["result_file"] and Path(config["result_file"])
     if result_file:
-        _make_folder("result_file", result_file.parent)
-    _make_folder("checkpoint_dir", Path(config["checkpoint_dir"]))
+        make_folder("result_file", result_file.parent)
+    make_folder("checkpoint_dir", Path(config["checkpoint_dir"]))
     logger = getLogger()
-    train, valid, test = _load(config)
+    train, valid, test = load_parts(config)
     loaded = perf_counter()
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     recommender = get_model(config["model"])(config, train._dataset).to(config["device"])
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, recommender)
     trainer.evaluator = UnroundedEvaluator(config)
     show = config["show_progress"]
-    best_score, best_valid = trainer.fit(train, valid, saved=saved, show_progress=show)
+    # RecBole's trainer of decision trees has no epochs to look at.
+    looks = "callback_fn" in inspect.signature(trainer.fit).parameters
+    best_score, best_valid = trainer.fit(
+        train,
+        valid,
+        saved=saved,
+        show_progress=show,
+        **({"callback_fn": after_epoch} if after_epoch and looks else {}),
+    )
     fitted = perf_counter()
-    tested = trainer.evaluate(test, load_best_model=saved, show_progress=show)
+    result = None
+    if tested:
+        result = trainer.evaluate(test, load_best_model=saved, show_progress=show)
     ended = perf_counter()
     logger.info(f"best valid: {best_valid}")
-    logger.info(f"test result: {tested}")
+    logger.info(f"test result: {result}")
     record = _record(
         config,
         getattr(recommender, "report", None) or FitReport(),
         valid=trainer.evaluator.unrounded(best_valid),
-        test=trainer.evaluator.unrounded(tested),
+        test=trainer.evaluator.unrounded(result),
         load=loaded - started,
         fit=fitted - loaded,
         evaluate=ended - fitted,
@@ -114,12 +130,12 @@ def run(
         "best_valid_score": best_score,
         "valid_score_bigger": config["valid_metric_bigger"],
         "best_valid_result": best_valid,
-        "test_result": tested,
+        "test_result": result,
         "record": record,
     }
 
 
-def _load(config: Any) -> tuple[Any, Any, Any]:
+def load_parts(config: Any) -> tuple[Any, Any, Any]:
     """RecBole's loaders of the three parts; what it cannot load is said in one line."""
     logger = getLogger()
     try:
@@ -173,7 +189,8 @@ def _record(
     }
 
 
-def _check_model(model: str) -> None:
+def check_model(model: str) -> None:
+    """Refuse a model that neither RecBole nor this package has."""
     from recbole_llm.models import MODELS
 
     known = {*MODELS, *model_names().values()}
@@ -230,7 +247,7 @@ def _check_head(file: Path, separator: str, encoding: str) -> None:
     parse_head(file, head, separator)
 
 
-def _make_folder(setting: str, folder: Path) -> None:
+def make_folder(setting: str, folder: Path) -> None:
     """Make the folder that a setting's files go to, before any work is done for them."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -17,8 +17,11 @@ from threadpoolctl import threadpool_limits
 from recbole_llm.errors import FitError
 from recbole_llm.factors import Factors, Rows, Table
 from recbole_llm.settings import RunOptions, Search, setting
-from recbole_llm.signals.base import SingleSignal, by_recency, decay_setting
+from recbole_llm.signals.base import SingleSignal, Steps, by_recency, decay_setting, last
 from recbole_llm.training_data import History, TrainingData
+
+# Sweeps between two looks at the tables.
+_SWEEPS = 3
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,9 @@ class ALSSignal(SingleSignal):
         above=0.0,
         search=Search(0.5, 50.0, log=True),
     )
-    iterations: int = setting(15, "Alternating sweeps of ALS.", at_least=1)
+    iterations: int = setting(
+        15, "Alternating sweeps of ALS.", at_least=1, search=Search(5, 30, in_runs=False)
+    )
     history_decay: float | None = decay_setting()
 
     completed: ClassVar[bool] = True
@@ -55,21 +60,29 @@ class ALSSignal(SingleSignal):
 
     def fit(self, data: TrainingData, run: RunOptions) -> Factors:
         """Factorise the interactions; items without one are unknown."""
+        return last(self.fit_in_steps(data, run))
+
+    def fit_in_steps(self, data: TrainingData, run: RunOptions) -> Steps:
+        """A few sweeps more with each step: implicit goes on from where it stands."""
         from implicit.als import AlternatingLeastSquares
 
-        # implicit runs its own threads over the rows; a threaded BLAS below them only gets in
-        # the way, and makes the sums depend on the number of cores.
-        with threadpool_limits(1, user_api="blas"):
-            model = AlternatingLeastSquares(
-                factors=self.factors,
-                regularization=self.regularization,
-                alpha=self.alpha,
-                iterations=self.iterations,
-                random_state=run.seed,
-                num_threads=run.n_threads or 0,
-                use_gpu=False,
-            )
-            model.fit(data.confidence, show_progress=False)
+        model = AlternatingLeastSquares(
+            factors=self.factors,
+            regularization=self.regularization,
+            alpha=self.alpha,
+            random_state=run.seed,
+            num_threads=run.n_threads or 0,
+            use_gpu=False,
+        )
+        for done in range(0, self.iterations, _SWEEPS):
+            model.iterations = min(_SWEEPS, self.iterations - done)
+            # implicit runs its own threads over the rows; a threaded BLAS below them only gets in
+            # the way, and makes the sums depend on the number of cores.
+            with threadpool_limits(1, user_api="blas"):
+                model.fit(data.confidence, show_progress=False)
+            yield lambda: self._tables(model, data)
+
+    def _tables(self, model: Any, data: TrainingData) -> Factors:
         users, items = model.user_factors, model.item_factors
         if not (abs(users).max() < float("inf") and abs(items).max() < float("inf")):
             raise FitError(f"ALS gave no finite tables with {self}; raise `als_regularization`")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from sklearn.preprocessing import normalize
@@ -94,6 +94,19 @@ class Signal(Protocol):
 
     def variants(self: SomeSignal, name: str, encoders: Sequence[str]) -> dict[str, SomeSignal]:
         """The signals that these settings stand for: label -> signal (one per encoder, say)."""
+        ...
+
+
+# After each of a fit's steps what makes the tables; they are those of the step until the next.
+Steps: TypeAlias = Iterator[Callable[[], Factors]]
+
+
+@runtime_checkable
+class InSteps(Protocol):
+    """A signal that can be looked at while it learns, so that a poor one is given up early."""
+
+    def fit_in_steps(self, data: TrainingData, run: RunOptions) -> Steps:
+        """Learn a few sweeps more with each step; the last tables are those of ``fit``."""
         ...
 
 
@@ -204,6 +217,12 @@ class TextSignal(SingleSignal):
             f"{name}:{encoder}": with_settings(self, {"encoders": (encoder,)})
             for encoder in encoders
         }
+
+
+def last(steps: Steps) -> Factors:
+    """The tables when all is learned."""
+    *_, tables = steps
+    return tables()
 
 
 def with_settings(signal: SomeSignal, values: Mapping[str, Any]) -> SomeSignal:

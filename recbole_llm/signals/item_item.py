@@ -15,7 +15,7 @@ from sklearn.utils.extmath import randomized_svd
 
 from recbole_llm.errors import FitError
 from recbole_llm.factors import Factors, Rows, Table, batches
-from recbole_llm.settings import RunOptions, setting
+from recbole_llm.settings import RunOptions, Search, setting
 from recbole_llm.signals.base import SingleSignal, SkippedSignal, by_recency, decay_setting
 from recbole_llm.training_data import History, TrainingData, with_ones
 
@@ -26,7 +26,12 @@ _SOURCE = "source"
 class ItemItemSignal(SingleSignal):
     """EASE: user rows are the sparse history, item rows the columns of the item-item matrix."""
 
-    regularization: float = setting(250.0, "L2 penalty of the item-item ridge.", above=0.0)
+    regularization: float = setting(
+        250.0,
+        "L2 penalty of the item-item ridge.",
+        above=0.0,
+        search=Search(10.0, 2000.0, log=True, in_runs=False),
+    )
     rank: int = setting(
         0, "Width of the item-item tables by truncated SVD; 0: the full matrix.", at_least=0
     )

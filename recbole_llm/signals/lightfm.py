@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy.sparse as sp
@@ -16,10 +16,19 @@ from sklearn.preprocessing import OneHotEncoder, normalize
 
 from recbole_llm.factors import Factors, Rows, Table
 from recbole_llm.settings import RunOptions, Search, setting
-from recbole_llm.signals.base import SingleSignal, SkippedSignal, by_recency, decay_setting
+from recbole_llm.signals.base import (
+    SingleSignal,
+    SkippedSignal,
+    Steps,
+    by_recency,
+    decay_setting,
+    last,
+)
 from recbole_llm.training_data import History, TrainingData
 
 _FOLD = "fold"
+# Epochs between two looks at the tables.
+_EPOCHS = 3
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,10 @@ class LightFMSignal(SingleSignal):
 
     def fit(self, data: TrainingData, run: RunOptions) -> Factors:
         """Learn by stochastic gradient descent on one thread: two are not repeatable."""
+        return last(self.fit_in_steps(data, run))
+
+    def fit_in_steps(self, data: TrainingData, run: RunOptions) -> Steps:
+        """A few epochs more with each step."""
         from lightfm import LightFM
 
         if not data.interactions.nnz:
@@ -74,15 +87,19 @@ class LightFMSignal(SingleSignal):
             learning_rate=self.learning_rate,
             random_state=run.seed,
         )
-        model.fit(
-            data.binary.tocoo(),
-            item_features=features,
-            # warp-kos takes no weights.
-            sample_weight=None if self.loss == "warp-kos" else data.confidence.tocoo(),
-            epochs=self.epochs,
-            num_threads=1,
-            verbose=False,
-        )
+        for done in range(0, self.epochs, _EPOCHS):
+            model.fit_partial(
+                data.binary.tocoo(),
+                item_features=features,
+                # warp-kos takes no weights.
+                sample_weight=None if self.loss == "warp-kos" else data.confidence.tocoo(),
+                epochs=min(_EPOCHS, self.epochs - done),
+                num_threads=1,
+                verbose=False,
+            )
+            yield lambda: self._tables(model, data, features)
+
+    def _tables(self, model: Any, data: TrainingData, features: sp.csr_matrix | None) -> Factors:
         biases, items = model.get_item_representations(features)
         known = data.warm_items
         if features is not None:

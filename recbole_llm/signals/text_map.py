@@ -23,7 +23,14 @@ from recbole_llm.evaluation import Metric, Validation, evaluate
 from recbole_llm.factors import Factors, Index, Mask, Rows, Table, unit_rows
 from recbole_llm.intent import user_intent
 from recbole_llm.settings import RunOptions, Words, setting
-from recbole_llm.signals.base import SkippedSignal, TextSignal, decay_setting, folded_in
+from recbole_llm.signals.base import (
+    SkippedSignal,
+    Steps,
+    TextSignal,
+    decay_setting,
+    folded_in,
+    last,
+)
 from recbole_llm.training_data import TrainingData, entries, with_ones
 
 # Items that a step ranks against each other: fewer are as good, and their square is the cost.
@@ -88,11 +95,17 @@ class TextMapSignal(TextSignal):
         Raises:
             SkippedSignal: an encoder has no texts, or no user has two items with one.
         """
+        return last(self.fit_in_steps(data, run))
+
+    def fit_in_steps(self, data: TrainingData, run: RunOptions) -> Steps:
+        """An epoch more with each step."""
         features, history = self._learns_from(data)
         trainer = _Trainer(features, history, self, run)
         for _ in range(self.settle(data, run).epochs):
             trainer.run_epoch()
-        learned = trainer.text_map()
+            yield lambda: self._tables(trainer.text_map(), features, data)
+
+    def _tables(self, learned: TextMap, features: TextFeatures, data: TrainingData) -> Factors:
         extra = dict(zip(_names(len(learned.weights)), learned.weights, strict=True))
         return folded_in(self, data, learned.rows(features), features.has_text, extra)
 

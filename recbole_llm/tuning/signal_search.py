@@ -10,10 +10,11 @@ from typing import Any
 
 from recbole_llm.evaluation import Metric, Validation, evaluate
 from recbole_llm.factors import Factors, standardise
-from recbole_llm.settings import RunOptions, Search
+from recbole_llm.settings import RunOptions
 from recbole_llm.signal_cache import fit_cached
 from recbole_llm.signals.base import Signal, with_settings
 from recbole_llm.training_data import TrainingData
+from recbole_llm.tuning.spaces import Parameter
 from recbole_llm.tuning.trials import maximise
 
 # A search compares settings with each other: some thousand users tell them apart.
@@ -30,13 +31,13 @@ class Found:
     n_trials: int
 
 
-def search_space(signal: Signal, fixed: Collection[str]) -> dict[str, tuple[type, Search]]:
+def search_space(signal: Signal, fixed: Collection[str]) -> dict[str, Parameter]:
     """The fields of a signal that may be searched, without those that the user fixed."""
     hints = typing.get_type_hints(type(signal))
     return {
-        field.name: (hints[field.name], field.metadata["search"])
+        field.name: Parameter(hints[field.name], search)
         for field in dataclasses.fields(signal)  # type: ignore[arg-type]  # a dataclass, by contract
-        if field.metadata.get("search") and field.name not in fixed
+        if (search := field.metadata.get("search")) and search.in_runs and field.name not in fixed
     }
 
 

@@ -1,21 +1,22 @@
-"""One way to run an Optuna study: seeded, quiet, with known starts and a bar."""
+"""A study within a run: in memory, quiet, with known starts and a bar."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import optuna
 from tqdm import tqdm
 
-from recbole_llm.settings import Search
+from recbole_llm.tuning.spaces import Space, suggest
 
 Trial = dict[str, Any]
 
 
 def maximise(
     objective: Callable[[Trial], float],
-    space: Mapping[str, tuple[type, Search]],
+    space: Space,
     *,
     starts: Sequence[Mapping[str, Any]],
     n_trials: int,
@@ -27,7 +28,7 @@ def maximise(
 
     Args:
         objective: what to maximise, of a parameter -> value mapping.
-        space: parameter -> (int, float or str, where it is searched).
+        space: what is searched.
         starts: settings to try first, as far as the number of trials goes.
         n_trials: how many are tried in all.
         seed: of the sampler.
@@ -37,28 +38,31 @@ def maximise(
     Returns:
         The study; the first of equal trials is its best.
     """
-
-    def suggest(trial: optuna.Trial) -> float:
-        return objective({name: _suggest(trial, name, *where) for name, where in space.items()})
-
-    verbosity = optuna.logging.get_verbosity()
-    # Of a trial that Ctrl-C ends, Optuna would warn with a traceback.
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        # multivariate: the parameters count by their ratios, so they are searched jointly.
-        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
-        study = optuna.create_study(direction="maximize", sampler=sampler)
+    with quiet():
+        study = optuna.create_study(direction="maximize", sampler=tpe(seed))
         for start in starts[:n_trials]:
             study.enqueue_trial(dict(start))
         with tqdm(total=n_trials, desc=title, disable=not progress, leave=False) as bar:
-            study.optimize(suggest, n_trials=n_trials, callbacks=[lambda *_: bar.update() or None])
-    finally:
-        optuna.logging.set_verbosity(verbosity)
+            study.optimize(
+                lambda trial: objective(suggest(trial, space)),
+                n_trials=n_trials,
+                callbacks=[lambda *_: bar.update() or None],
+            )
     return study
 
 
-def _suggest(trial: optuna.Trial, name: str, kind: type, search: Search) -> Any:
-    if search.choices:
-        return trial.suggest_categorical(name, search.choices)
-    suggest = trial.suggest_int if kind is int else trial.suggest_float
-    return suggest(name, kind(search.low), kind(search.high), log=search.log)
+def tpe(seed: int) -> optuna.samplers.TPESampler:
+    """Optuna's TPE; weights count by their ratios, so parameters are searched jointly."""
+    with quiet():
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without Optuna's log: of a trial that Ctrl-C ends it would warn with a traceback."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)

@@ -1,0 +1,200 @@
+"""Studies: weight trials a second, trials of `all`, two workers against one, and kills.
+
+python benchmarks/tuning.py --parts weights all jobs kills
+Each part is kept in benchmarks/results/tuning.json as soon as it is there, and tuning.md is made of
+what is kept; every study is the command in a process of its own.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter, sleep
+
+import command
+import numpy as np
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+RESULTS = Path(__file__).parent / "results"
+TUNE = "import sys; from recbole_llm.cli import recbole_llm_command as c; sys.exit(c())"
+DATA = ["--model=HybridFusion", "--dataset=ml-100k", "--show_progress=False"]
+METRIC = "ndcg@10"
+
+
+def start(folder, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-c", TUNE, "tune", *DATA, "--out=out", *arguments],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def tune(folder, *arguments):
+    """Wall seconds of a study, imports included."""
+    began = perf_counter()
+    if start(folder, *arguments).wait():
+        raise RuntimeError(f"tune {arguments} failed in {folder}")
+    return perf_counter() - began
+
+
+def study_in(folder):
+    storage = JournalStorage(JournalFileBackend(str(Path(folder) / "out" / "journal.log")))
+    (summary,) = optuna.get_all_study_summaries(storage)
+    return optuna.load_study(study_name=summary.study_name, storage=storage)
+
+
+def span(trials):
+    """Seconds from the first trial's start to the last one's end."""
+    began = min(trial.datetime_start for trial in trials)
+    return (max(trial.datetime_complete for trial in trials) - began).total_seconds()
+
+
+def run_of(best, folder):
+    record = command.run({"config_files": best, "show_progress": False}, Path(folder))
+    return {"valid": record["valid"][METRIC], "test": record["test"][METRIC]}
+
+
+def weights(args):
+    """Trials a second, with Optuna's part of them; a run for each trial, as in HyperTuning."""
+    with tempfile.TemporaryDirectory() as folder:
+        tune(folder, "--level=weights", f"--trials={args.trials}")
+        trials = study_in(folder).trials
+        work = sum((t.datetime_complete - t.datetime_start).total_seconds() for t in trials)
+        seconds = span(trials)
+        runs = []
+        for trial in trials[:: max(1, len(trials) // args.runs)][: args.runs]:
+            fixed = {name.partition(".")[2]: value for name, value in trial.params.items()}
+            values = {"model": "HybridFusion", "dataset": "ml-100k", "fusion_weights": fixed}
+            began = perf_counter()
+            command.run({**values, "signal_search_trials": 0}, Path(folder))
+            runs.append(perf_counter() - began)
+        per_second = len(trials) / seconds
+        return {
+            "trials": len(trials),
+            "trials_per_second": per_second,
+            "seconds_between_trials": (seconds - work) / len(trials),
+            "seconds_of_a_run": float(np.mean(runs)),
+            "times_hyper_tuning": per_second * float(np.mean(runs)),
+            "best": run_of(Path(folder) / "out" / "best.yaml", folder),
+        }
+
+
+def everything(args):
+    """Trials of `all` for each seed, and the tests of what validation chose."""
+    found = {}
+    for seed in args.seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            extra = [f"--seed={seed}", f"--jobs={args.jobs}"]
+            wall = tune(folder, "--level=all", f"--trials={args.outer}", *extra)
+            trials = study_in(folder).trials
+            found[str(seed)] = {
+                "trials": len(trials),
+                "states": {
+                    s: sum(t.state.name == s for t in trials)
+                    for s in ("COMPLETE", "PRUNED", "FAIL")
+                },
+                "wall_seconds": wall,
+                "trials_seconds": span(trials),
+                "first": trials[0].value,
+                **run_of(Path(folder) / "out" / "best.yaml", folder),
+                "default_run": command.run(
+                    {"model": "HybridFusion", "dataset": "ml-100k", "seed": seed}, Path(folder)
+                )["test"][METRIC],
+            }
+    return found
+
+
+def jobs(args):
+    """Trials a minute of one and of two workers, without the time to start."""
+    found = {}
+    for workers in (1, 2):
+        with tempfile.TemporaryDirectory() as folder:
+            extra = ["--sampler=random", f"--jobs={workers}", "--pruner=none"]
+            tune(folder, "--level=signals", f"--trials={args.outer}", *extra)
+            trials = [t for t in study_in(folder).trials if t.number >= 8]
+            found[str(workers)] = len(trials) / span(trials) * 60
+    return {"trials_per_minute": found, "ratio": found["2"] / found["1"]}
+
+
+def kills(args):
+    """A study killed at random moments, beside an undisturbed one."""
+    rng = random.Random(7)
+    study = ["--level=signals", f"--trials={args.outer}", "--signals=als,popularity"]
+    with tempfile.TemporaryDirectory() as whole, tempfile.TemporaryDirectory() as folder:
+        tune(whole, *study)
+        killed = finished = lost = 0
+        while killed < args.kills:
+            process = start(folder, *study)
+            log = Path(folder) / "out" / "journal.log"
+            size = log.stat().st_size if log.is_file() else 0
+            while process.poll() is None and (not log.is_file() or log.stat().st_size <= size):
+                sleep(0.02)
+            sleep(rng.random() * args.kill_within)
+            if process.poll() is not None:
+                break
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            killed += 1
+            done = [t for t in study_in(folder).trials if t.state.is_finished()]
+            lost += max(0, finished - len(done))
+            finished = len(done)
+        tune(folder, *study)
+        ours, theirs = study_in(folder).trials, study_in(whole).trials
+        same = [(t.params, t.values, t.state) for t in ours] == [
+            (t.params, t.values, t.state) for t in theirs
+        ]
+        return {"kills": killed, "trials": len(ours), "lost": lost, "same_trials": same}
+
+
+PARTS = {"weights": weights, "all": everything, "jobs": jobs, "kills": kills}
+
+
+def lines_of(kept):
+    lines = [
+        "# Tuning studies on ml-100k",
+        "",
+        "2 CPU cores; `load` is the machine's load average when a part began: above 2 other work",
+        "slows it down. `times_hyper_tuning`: weight trials an hour beside runs an hour, each a",
+        "process with `fusion_weights` set and no signal searched, as RecBole's HyperTuning",
+        "would make one for each trial.",
+        "",
+    ]
+    for name, part in kept.items():
+        lines += [f"## {name}", "", "```json", json.dumps(part, indent=1), "```", ""]
+    return lines
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--trials", type=int, default=300, help="of weights")
+    parser.add_argument("--outer", type=int, default=300, help="of the other levels")
+    parser.add_argument("--runs", type=int, default=3, help="runs that stand for HyperTuning")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[2020])
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kill_within", type=float, default=2.0, help="seconds")
+    args = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / "tuning.json"
+    kept = json.loads(file.read_text()) if file.is_file() else {}
+    for name in args.parts:
+        load = round(os.getloadavg()[0], 1)
+        began = perf_counter()
+        kept[name] = {"load": load, **PARTS[name](args), "seconds": round(perf_counter() - began)}
+        file.write_text(json.dumps(kept, indent=1) + "\n")
+        (RESULTS / "tuning.md").write_text("\n".join(lines_of(kept)))
+        print(name, json.dumps(kept[name]))
+
+
+if __name__ == "__main__":
+    main()
