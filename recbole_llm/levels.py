@@ -30,9 +30,10 @@ from recbole_llm.settings import RunOptions
 from recbole_llm.signal_cache import fit_cached, is_cached
 from recbole_llm.signals import Signal, SkippedSignal
 from recbole_llm.training_data import TrainingData
+from recbole_llm.tuning.objectives import Objective
 from recbole_llm.tuning.recency import choose_decay
 from recbole_llm.tuning.spaces import Parameter, Space, nested, weight_space
-from recbole_llm.tuning.study import Objective, Outcome, Watch
+from recbole_llm.tuning.study import Outcome, Watch
 from recbole_llm.tuning.weights import CandidateScores, collect_candidates, refine_weights
 
 LEVELS = ("weights", "signals", "all")

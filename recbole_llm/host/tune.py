@@ -35,7 +35,16 @@ from recbole_llm.levels import COSTS, LEVELS, Bench, SignalsLevel, WeightsLevel,
 from recbole_llm.model_settings import labels_of, model_keys, read_model_settings
 from recbole_llm.settings import RunOptions, Search
 from recbole_llm.text import read_feature_table, text_fields
+from recbole_llm.tuning.objectives import (
+    Objective,
+    Pick,
+    StudyOptions,
+    choose,
+    complete_trials,
+    first_failure,
+)
 from recbole_llm.tuning.report import summary, write_report
+from recbole_llm.tuning.samplers import PRUNERS, SAMPLERS, make_sampler
 from recbole_llm.tuning.spaces import (
     Parameter,
     Space,
@@ -46,22 +55,7 @@ from recbole_llm.tuning.spaces import (
     signal_space,
     weight_space,
 )
-from recbole_llm.tuning.study import (
-    PRUNERS,
-    SAMPLERS,
-    Objective,
-    Outcome,
-    Pick,
-    StudyOptions,
-    Watch,
-    choose,
-    complete_trials,
-    first_failure,
-    make_sampler,
-    open_study,
-    run_study,
-    space_facts,
-)
+from recbole_llm.tuning.study import Outcome, Watch, open_study, run_study, space_facts
 from recbole_llm.whole_file import whole_file
 
 logger = logging.getLogger("recbole_llm.tuning")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType, ModelType
@@ -81,9 +83,16 @@ class TablesRecommender(GeneralRecommender):
         self.item_texts = data.item_texts if self.newcomers.encoders else ()
         self._scorer = None
 
+    def other_parameter(self) -> dict[str, Any]:
+        """The tables as tensors: torch writes these as they stand, and arrays by way of copies."""
+        blocks = [_tensors(vars(block)) for block in self.blocks]
+        return {**super().other_parameter(), "blocks": blocks}
+
     def load_other_parameter(self, para: dict[str, Any] | None) -> None:
         """Take the tables from a checkpoint."""
-        super().load_other_parameter(para)
+        if para is not None:
+            blocks = tuple(Factors(**_arrays(block)) for block in para["blocks"])
+            super().load_other_parameter({**para, "blocks": blocks})
         self._scorer = None
 
     @property
@@ -122,3 +131,17 @@ class TablesRecommender(GeneralRecommender):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_scorer": None, "_grown": None}
+
+
+def _tensors(parts: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: torch.from_numpy(part) if isinstance(part, np.ndarray) else part
+        for name, part in parts.items()
+    }
+
+
+def _arrays(parts: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: part.cpu().numpy() if isinstance(part, torch.Tensor) else part
+        for name, part in parts.items()
+    }

@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from recbole_llm.tuning.study import Objective, complete_trials
+from recbole_llm.tuning.objectives import Objective, complete_trials
 from recbole_llm.whole_file import whole_file
 
 # What Optuna can draw of them: a figure of importances needs trials that differ.

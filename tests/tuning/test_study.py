@@ -11,18 +11,10 @@ from optuna.trial import TrialState
 
 from recbole_llm.errors import SettingsError
 from recbole_llm.settings import Search
-from recbole_llm.tuning import study as studies
+from recbole_llm.tuning import samplers, storages
+from recbole_llm.tuning.objectives import Objective, Pick, StudyOptions, choose, first_failure
 from recbole_llm.tuning.spaces import Parameter
-from recbole_llm.tuning.study import (
-    Objective,
-    Outcome,
-    Pick,
-    StudyOptions,
-    choose,
-    first_failure,
-    open_study,
-    run_study,
-)
+from recbole_llm.tuning.study import Outcome, open_study, run_study
 
 NDCG, DIMS = Objective("ndcg@10"), Objective("index_dims", maximise=False)
 SPACE = {
@@ -267,7 +259,7 @@ def test_a_storage_that_cannot_be_used_is_named(tmp_path, make, url, reason):
 
 
 def test_a_locked_database_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(studies, "_LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(storages, "_LOCK_SECONDS", 0.1)
     url = f"sqlite:///{tmp_path}/s.db"
     run(options(url, trials=1))
     other = sqlite3.connect(tmp_path / "s.db", isolation_level=None)
@@ -284,4 +276,4 @@ def test_a_sampler_without_its_library_is_said():
         import cmaes  # noqa: F401
     except ImportError:
         with pytest.raises(SettingsError, match="pip install cmaes"):
-            studies.make_sampler("cmaes", 1, 1)
+            samplers.make_sampler("cmaes", 1, 1)
