@@ -58,7 +58,10 @@ class TablesDataset(Dataset):
 
     def _load_data(self, token: str, dataset_path: str) -> None:
         load = self.config["load_col"]
-        for field in (self.history.interaction_weight_field, self.history.order_field):
+        fields = [self.history.interaction_weight_field, self.history.order_field]
+        if self._is_ordered:
+            fields += [self.config["TIME_FIELD"], _POSITION]
+        for field in fields:
             if field and load and "inter" in load and field not in load["inter"]:
                 load["inter"] = [*load["inter"], field]
         super()._load_data(token, dataset_path)
@@ -74,8 +77,11 @@ class TablesDataset(Dataset):
         """
         field = self.history.order_field
         if field is None:
-            has_time = self.time_field in self.inter_feat
-            return self.time_field if has_time or not self._is_number(_POSITION) else _POSITION
+            if self.time_field not in self.inter_feat and self._is_number(_POSITION):
+                return _POSITION
+            if self.time_field not in self.inter_feat and self._is_ordered:
+                raise self._no_field("TIME_FIELD", self.time_field)
+            return self.time_field
         if field not in self.inter_feat:
             raise self._no_field("order_field", field)
         if not self._is_number(field):
@@ -83,6 +89,10 @@ class TablesDataset(Dataset):
                 f"`order_field`: `{field}` holds words; name a field of numbers, such as a time"
             )
         return field
+
+    @property
+    def _is_ordered(self) -> bool:
+        return bool(self.config["eval_args"]["order"] == "TO")
 
     def _is_number(self, field: str) -> bool:
         return field in self.inter_feat and self.field2type[field] == FeatureType.FLOAT

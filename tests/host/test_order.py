@@ -131,6 +131,18 @@ def test_the_field_that_the_user_names_is_the_order(shop):
     assert ages_of(train)["u", "i3"] == 0
 
 
+@pytest.mark.parametrize("field", ["timestamp", "position"])
+def test_a_split_by_order_loads_what_the_order_is_in(shop, field):
+    rows = [("u", f"i{item}", item) for item in range(6)]
+    _, _, test = shop(shuffled(rows), f"{field}:float", load_col={"inter": ["user_id", "item_id"]})
+    assert items_of(test)["u"] == ["i5"]
+
+
+def test_a_split_by_order_without_one_names_the_fields(shop):
+    with pytest.raises(SettingsError, match=r"`TIME_FIELD`: shop\.inter has no field `timestamp`"):
+        shop([("u", f"i{item}", item) for item in range(6)], "when:float")
+
+
 @pytest.mark.parametrize(
     ("field", "rows", "said"),
     [

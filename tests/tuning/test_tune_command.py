@@ -109,6 +109,16 @@ def test_best_yaml_is_the_best_trials_model(tune, tmp_path, level, dataset):
     assert study.best_value >= study.trials[0].value > 0
 
 
+@pytest.mark.parametrize("level", ["weights", "all"])
+def test_where_validation_is_later_histories_fade_as_in_a_run(tune, tmp_path, level):
+    split = "{'split': {'LS': 'valid_and_test'}, 'order': 'TO', 'group_by': 'user', 'mode': 'full'}"
+    assert tune(f"--level={level}", "--trials=8", f"--eval_args={split}") == 0
+    study = study_in(tmp_path / "out")
+    record = run_of_best(tmp_path)
+    assert record["signal_settings"]["als"]["history_decay"] is not None
+    assert record["valid"]["ndcg@10"] == pytest.approx(study.best_value, abs=1e-6)
+
+
 def test_no_test_metric_is_kept_unasked_and_the_space_is_the_searched_fields(
     tune, tmp_path, capsys
 ):
