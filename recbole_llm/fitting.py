@@ -419,6 +419,20 @@ def fuse(
     return fused
 
 
+def model_of(
+    label: str,
+    signal: Signal,
+    factors: Factors,
+    source: Source,
+    settings: ModelSettings,
+    run: RunOptions,
+) -> tuple[tuple[Factors, ...], Newcomers]:
+    """A single fitted signal as :func:`fit_model` gives it: blocks, and what newcomers take."""
+    fitted = {label: for_all(signal, factors, source, settings, run)}
+    fused = fuse(fitted, source, None, settings, Metric("ndcg", 10), run, FitReport())
+    return fused.blocks, _newcomers(fitted, fused, source)
+
+
 def _fixed(
     key: str, given: Mapping[str, float] | None, labels: Collection[str]
 ) -> dict[str, float] | None:

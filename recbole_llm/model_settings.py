@@ -21,6 +21,7 @@ from recbole_llm.settings import (
     setting,
 )
 from recbole_llm.signals import SIGNALS, Signal
+from recbole_llm.tower_network import TowerShape
 
 _DEFAULT = ("als", "lightfm", "item_item", "text_intent", "text_map", "popularity")
 # Of what follows what a random split asks nothing: there it costs time, and helps no ranking.
@@ -117,6 +118,12 @@ def sequence_keys() -> list[Key]:
     unread = ("user_text_fields", "interaction_weight_field", "behaviour_weights", "test_history")
     shape = section_keys("sequence", SequenceShape, prefix="sequence_")
     return [*(key for key in described if key.field not in unread), *shape]
+
+
+def tower_keys() -> list[Key]:
+    """The flat keys of the tower as a model; how it is trained, RecBole's own keys say."""
+    described = [*section_keys("text", TextSettings), *section_keys("history", HistorySettings)]
+    return [*described, *section_keys("intent_tower", TowerShape, prefix="intent_tower_")]
 
 
 def read_model_settings(

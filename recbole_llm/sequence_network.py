@@ -227,12 +227,28 @@ class SequenceEncoder(nn.Module):
 
 
 class ItemRows(nn.Module):
-    """Unit rows of items: a linear map of their text, plus a row of their own."""
+    """Unit rows of items: a linear map of their text, plus a row of their own.
 
-    def __init__(self, features: TextFeatures | None, n_items: int, shape: SequenceShape) -> None:
+    Args:
+        features: of the items' texts; None: an item is its own row alone.
+        n_items: rows, padding included.
+        dimensions: width of the rows.
+        identity_dropout: share of the items whose own row is dropped in training.
+        sparse: whether gradients of words and own rows hold the rows in use alone.
+    """
+
+    def __init__(
+        self,
+        features: TextFeatures | None,
+        n_items: int,
+        dimensions: int,
+        identity_dropout: float,
+        *,
+        sparse: bool = False,
+    ) -> None:
         super().__init__()
-        d = shape.dimensions
-        self.identity_dropout = shape.identity_dropout
+        d = dimensions
+        self.identity_dropout, self.sparse = identity_dropout, sparse
         self.features = features or TextFeatures((), np.zeros(n_items, dtype=bool))
         # A random projection keeps cosines: the map starts from what the texts have in common.
         self.maps = nn.ParameterList(
@@ -242,27 +258,55 @@ class ItemRows(nn.Module):
         has_text = torch.from_numpy(self.features.has_text)[:, None]
         self.own = nn.Parameter(torch.randn(n_items, d) / math.sqrt(d) * ~has_text)
 
-    def forward(self, items: Index) -> torch.Tensor:
-        """Unit rows, float32 (len(items), d), on the parameters' device."""
+    def sparse_parameters(self) -> list[nn.Parameter]:
+        """Those whose gradients hold the rows in use alone."""
+        if not self.sparse:
+            return []
+        blocks = zip(self.features.blocks, self.maps, strict=True)
+        return [self.own, *(table for block, table in blocks if not isinstance(block, np.ndarray))]
+
+    def forward(self, items: Index, vectors: torch.Tensor | None = None) -> torch.Tensor:
+        """Unit rows, float32 (len(items), d), on the parameters' device.
+
+        Args:
+            items: int64, each once.
+            vectors: float32 (len(items), d_0), what stands for the first block of their features;
+                None: that block itself.
+        """
         device = self.own.device
         features = self.features[items]
-        rows = embedding(torch.from_numpy(items).to(device), self.own)
+        rows = embedding(torch.from_numpy(items).to(device), self.own, sparse=self.sparse)
         if self.training and self.identity_dropout:
             has_text = torch.from_numpy(features.has_text).to(device)
             dropped = has_text & (torch.rand(len(items), device=device) < self.identity_dropout)
             rows = rows * ~dropped[:, None]
-        for block, weights in zip(features.blocks, self.maps, strict=True):
-            rows = rows + _product(block, weights)
+        for number, (block, weights) in enumerate(zip(features.blocks, self.maps, strict=True)):
+            if vectors is not None and number == 0:
+                rows = rows + vectors @ weights
+            else:
+                rows = rows + product(block, weights, sparse=self.sparse)
         return normalize(rows, dim=-1)
 
 
-def _product(block: Rows, weights: torch.Tensor) -> torch.Tensor:
-    """``block @ weights`` on the weights' device."""
+def product(block: Rows, weights: torch.Tensor, *, sparse: bool = False) -> torch.Tensor:
+    """``block @ weights`` on the weights' device.
+
+    Args:
+        block: (n, m), dense or CSR.
+        weights: float32 (m, d).
+        sparse: whether the gradient of a CSR block's weights holds the rows in use alone.
+    """
     device = weights.device
     if isinstance(block, np.ndarray):
         return torch.from_numpy(block).to(device) @ weights
+    columns = block.indices
+    if sparse:
+        used, columns = np.unique(columns, return_inverse=True)
+        weights = embedding(
+            torch.from_numpy(used.astype(np.int64)).to(device), weights, sparse=True
+        )
     return embedding_bag(
-        torch.from_numpy(block.indices.astype(np.int64)).to(device),
+        torch.from_numpy(columns.astype(np.int64)).to(device),
         weights,
         torch.from_numpy(block.indptr.astype(np.int64)).to(device),
         mode="sum",
@@ -286,7 +330,7 @@ class SequenceNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.temperature = shape.temperature
-        self.items = ItemRows(features, n_items, shape)
+        self.items = ItemRows(features, n_items, shape.dimensions, shape.identity_dropout)
         self.encoder = SequenceEncoder(shape, longest)
 
     def loss(

@@ -15,6 +15,8 @@ LAYERS = [
     ["importing", "cold_split"],
     ["encoders", "evaluation"],
     ["embedding_cache", "intent", "completion", "cold_metrics", "sequence_network"],
+    ["tower_network"],
+    ["tower_training"],
     ["signals"],
     ["signal_cache"],
     ["newcomers"],

@@ -70,6 +70,9 @@ def prepare(config: Any, *, writes_record: bool = False) -> None:
         )
     if "device" in given:
         config["device"] = find_device(str(given["device"]))
+    for key, value in getattr(config.model_class, "host_defaults", {}).items():
+        if key not in given:
+            config[key] = value
     if ours and "valid_metric" not in given:
         _set_objective(config)
     apply_cold_eval(config)

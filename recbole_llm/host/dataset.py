@@ -330,13 +330,25 @@ def _column(parts: Sequence[TablesDataset], field: str) -> Index:
     return np.concatenate([part.inter_feat[field].numpy() for part in parts])
 
 
+def _draw_nothing(config: Any) -> None:
+    """Let RecBole draw no negatives: the models know against what they rank by themselves."""
+    none = {"distribution": "none", "sample_num": "none", "alpha": "none"}
+    config["train_neg_sample_args"] = {**none, "dynamic": False, "candidate_num": 0}
+
+
+class TowersDataset(TablesDataset):
+    """The data set of models that are trained on the interactions as they are."""
+
+    def __init__(self, config: Any) -> None:
+        _draw_nothing(config)
+        super().__init__(config)
+
+
 class SequencesDataset(TablesDataset, SequentialDataset):
     """The data set of our sequential models: RecBole's, in the order of the file's own times."""
 
     def __init__(self, config: Any) -> None:
-        # Nothing is drawn by RecBole: the models rank each next item against all by themselves.
-        none = {"distribution": "none", "sample_num": "none", "alpha": "none"}
-        config["train_neg_sample_args"] = {**none, "dynamic": False, "candidate_num": 0}
+        _draw_nothing(config)
         super().__init__(config)
         if "eval_batch_size" not in given_settings(config):
             # Here it counts users.

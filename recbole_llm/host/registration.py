@@ -15,9 +15,16 @@ import recbole.trainer  # noqa: E402
 from recbole.utils import ModelType  # noqa: E402
 
 from recbole_llm.host.cold_evaluation import register_metrics  # noqa: E402
-from recbole_llm.host.dataset import SequencesDataset, TablesDataset  # noqa: E402
-from recbole_llm.host.trainer import TablesTrainer  # noqa: E402
+from recbole_llm.host.dataset import SequencesDataset, TablesDataset, TowersDataset  # noqa: E402
+from recbole_llm.host.trainer import TablesTrainer, TowerTrainer  # noqa: E402
 from recbole_llm.models import MODELS  # noqa: E402
+
+# Type of a model -> its data set, and its trainer; None: RecBole's own.
+_PARTS = {
+    ModelType.TRADITIONAL: (TablesDataset, TablesTrainer),
+    ModelType.SEQUENTIAL: (SequencesDataset, None),
+    ModelType.GENERAL: (TowersDataset, TowerTrainer),
+}
 
 
 def register_models() -> None:
@@ -37,7 +44,7 @@ def register_models() -> None:
         # find_spec refuses a module in sys.modules that has none.
         module.__spec__ = ModuleSpec(path, loader=None)
         sys.modules[path] = module
-        dataset = SequencesDataset if is_sequential else TablesDataset
+        dataset, trainer = _PARTS[model.type]
         setattr(recbole.data.dataset, f"{name}Dataset", dataset)
-        if not is_sequential:  # those are trained by RecBole's own
-            setattr(recbole.trainer, f"{name}Trainer", TablesTrainer)
+        if trainer is not None:
+            setattr(recbole.trainer, f"{name}Trainer", trainer)

@@ -1,19 +1,21 @@
-"""RecBole's trainer for models that are fitted at once."""
+"""RecBole's trainers for models that score by tables."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
-from recbole.trainer import TraditionalTrainer
+from recbole.trainer import TraditionalTrainer, Trainer
 
 from recbole_llm.host.config import settings_in_force, test_history, versions
 from recbole_llm.saved_tables import SavedTables, tables_folder, write_tables
+from recbole_llm.tower_training import TowerTraining
 from recbole_llm.whole_file import whole_file
 
 
-class TablesTrainer(TraditionalTrainer):
-    """One epoch, in which the tables are fitted; saving and evaluating stay RecBole's."""
+class _TablesKeeper(Trainer):
+    """Writes the tables beside each checkpoint; saving and evaluating stay RecBole's."""
 
     def fit(self, train_data: Any, valid_data: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As RecBole's, with the validation part at hand for tuning."""
@@ -31,10 +33,6 @@ class TablesTrainer(TraditionalTrainer):
             return super().evaluate(eval_data, *args, **kwargs)
         finally:
             self.model.remember(None)
-
-    def _train_epoch(self, *args: Any, **kwargs: Any) -> float:
-        self.model.fit(*self._parts)
-        return 0.0
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         target = Path(kwargs.pop("saved_model_file", self.saved_model_file))
@@ -71,3 +69,35 @@ class TablesTrainer(TraditionalTrainer):
                 "versions": versions(),
             },
         )
+
+
+class TablesTrainer(_TablesKeeper, TraditionalTrainer):
+    """One epoch, in which the tables are fitted."""
+
+    def _train_epoch(self, *args: Any, **kwargs: Any) -> float:
+        self.model.fit(*self._parts)
+        return 0.0
+
+
+class TowerTrainer(_TablesKeeper):
+    """Epochs of a tower, after each of which its tables are made."""
+
+    def _build_optimizer(self, **kwargs: Any) -> Any:
+        self._training = TowerTraining(
+            self.model.tower,
+            learning_rate=self.learning_rate,
+            batch_size=self.config["train_batch_size"],
+            seed=self.config["seed"],
+            weight_decay=self.weight_decay,
+        )
+        return self._training.optimizer
+
+    def _train_epoch(self, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> float:
+        rows = train_data._dataset.inter_feat
+        start = perf_counter()
+        loss = self._training.run_epoch(
+            epoch_idx, len(rows), lambda step: self.model.calculate_loss(rows[step])
+        )
+        self.logger.info(f"{len(rows) / (perf_counter() - start):,.0f} interactions a second")
+        self.model.make_tables()
+        return loss

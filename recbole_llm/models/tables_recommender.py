@@ -48,7 +48,7 @@ class TablesRecommender(GeneralRecommender):
             progress=bool(config["show_progress"]),
             signal_cache=self.settings.search.signal_cache,
         )
-        self.metric = Metric.parse(config["valid_metric"])
+        self.valid_metric = config["valid_metric"]
         self.blocks: tuple[Factors, ...] = ()
         self.report = FitReport()
         self.newcomers = Newcomers((), 0.0, {})
@@ -66,19 +66,20 @@ class TablesRecommender(GeneralRecommender):
 
     def fit(self, train: TablesDataset, valid: TablesDataset | None) -> None:
         """Fit the tables on the training part; settings and weights on the validation part."""
+        metric = Metric.parse(self.valid_metric)
         data, user_texts = train.training_data(self.settings)
         validation = valid and Validation.of(
-            data.binary, valid.training_matrix(), self.metric.slice_name
+            data.binary, valid.training_matrix(), metric.slice_name
         )
-        if valid and validation is None and self.metric.slice_name:
+        if valid and validation is None and metric.slice_name:
             raise SettingsError(
-                f"`valid_metric` is {self.metric}, but the validation part has no user for it; "
+                f"`valid_metric` is {metric}, but the validation part has no user for it; "
                 "choose another one"
             )
         if valid and validation:
             validation = dataclasses.replace(validation, is_later=valid.comes_after(train))
         self.blocks, self.report, self.newcomers = fit_model(
-            data, validation or None, self.settings, self.metric, self.run, user_texts=user_texts
+            data, validation or None, self.settings, metric, self.run, user_texts=user_texts
         )
         self.item_texts = data.item_texts if self.newcomers.encoders else ()
         self._scorer = None

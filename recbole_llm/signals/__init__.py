@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from recbole_llm.signals.als import ALSSignal
 from recbole_llm.signals.base import Signal, SkippedSignal
+from recbole_llm.signals.intent_tower import IntentTowerSignal
 from recbole_llm.signals.item_item import ItemItemSignal
 from recbole_llm.signals.lightfm import LightFMSignal
 from recbole_llm.signals.next_item import NextItemSignal
@@ -27,6 +28,7 @@ SIGNALS: dict[str, type[Signal]] = {
     "next_item": NextItemSignal,
     "popularity": PopularitySignal,
     "sequence": SequenceSignal,
+    "intent_tower": IntentTowerSignal,
 }
 
 _METHODS = ("fit", "sources", "fold_in", "describe", "settle", "variants")

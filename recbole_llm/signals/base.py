@@ -7,12 +7,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
+import scipy.sparse as sp
 from sklearn.preprocessing import normalize
 
+from recbole_llm.evaluation import Metric, Validation, evaluate
 from recbole_llm.factors import Factors, Mask, Rows
 from recbole_llm.intent import user_intent
 from recbole_llm.settings import RunOptions, Words, setting
 from recbole_llm.training_data import History, TrainingData
+
+_HELD_OUT = 0.1
+_VALIDATION_USERS = 2000
+_METRIC = Metric("ndcg", 10)
+# More epochs go on helping warm items while cold ones stand still: the last epoch counts whose
+# value is as good as the best within the noise of the held-out items.
+_AS_GOOD = 0.98
 
 SomeSignal = TypeVar("SomeSignal", bound="Signal")
 
@@ -217,6 +226,36 @@ class TextSignal(SingleSignal):
             f"{name}:{encoder}": with_settings(self, {"encoders": (encoder,)})
             for encoder in encoders
         }
+
+
+def held_out_items(history: sp.csr_matrix, seed: int) -> Mask:
+    """A seeded tenth of the items that occur in histories, bool (n_items,)."""
+    warm = np.unique(history.indices)
+    shuffled = np.random.default_rng(seed).permutation(warm)
+    held = np.zeros(history.shape[1], dtype=bool)
+    held[shuffled[: round(_HELD_OUT * len(warm))]] = True
+    return held
+
+
+def last_good_epoch(
+    run_epoch: Callable[[], Factors], validation: Validation, run: RunOptions, *, most: int
+) -> int:
+    """The last epoch after which held-out items are ranked well, at least 1.
+
+    Args:
+        run_epoch: trains for one epoch more and gives the tables.
+        validation: what the tables are judged by.
+        run: device and seed.
+        most: epochs that are tried.
+    """
+    validation = validation.sample(_VALIDATION_USERS, seed=run.seed)
+    best_value, last_epoch = -1.0, 1
+    for epoch in range(1, most + 1):
+        value = evaluate([run_epoch()], validation, _METRIC, run.device)
+        if value < _AS_GOOD * best_value:
+            break
+        best_value, last_epoch = max(best_value, value), epoch
+    return last_epoch
 
 
 def last(steps: Steps) -> Factors:

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from torch.nn.functional import cross_entropy, normalize
 
 from recbole_llm.completion import TextFeatures, text_features
-from recbole_llm.evaluation import Metric, Validation, evaluate
+from recbole_llm.evaluation import Validation
 from recbole_llm.factors import Factors, Index, Mask, Rows, Table, unit_rows
 from recbole_llm.intent import user_intent
 from recbole_llm.settings import RunOptions, Words, setting
@@ -29,20 +29,16 @@ from recbole_llm.signals.base import (
     TextSignal,
     decay_setting,
     folded_in,
+    held_out_items,
     last,
+    last_good_epoch,
 )
 from recbole_llm.training_data import TrainingData, entries, with_ones
 
 # Items that a step ranks against each other: fewer are as good, and their square is the cost.
 _NEGATIVES = 256
-_HELD_OUT = 0.1
 _MOST_EPOCHS = 8
-# More epochs go on helping warm items while cold ones stand still: the last epoch counts whose
-# value is as good as the best within the noise of the held-out items.
-_AS_GOOD = 0.98
 _MOST_INTERACTIONS = 1 << 18
-_VALIDATION_USERS = 2000
-_METRIC = Metric("ndcg", 10)
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,7 @@ class TextMapSignal(TextSignal):
         if self.epochs:
             return self
         features, history = self._learns_from(data)
-        held_out = _held_out_items(history, run.seed)
+        held_out = held_out_items(history, run.seed)
         return dataclasses.replace(
             self, epochs=_best_epochs(held_out, features, history, self, run)
         )
@@ -148,15 +144,6 @@ def _names(n_blocks: int) -> list[str]:
     return [f"map{number}" for number in range(n_blocks)]
 
 
-def _held_out_items(history: sp.csr_matrix, seed: int) -> Mask:
-    """A seeded tenth of the items that occur in histories, bool (n_items,)."""
-    warm = np.unique(history.indices)
-    shuffled = np.random.default_rng(seed).permutation(warm)
-    held = np.zeros(history.shape[1], dtype=bool)
-    held[shuffled[: round(_HELD_OUT * len(warm))]] = True
-    return held
-
-
 def _best_epochs(
     held_out: Mask,
     features: TextFeatures,
@@ -182,17 +169,13 @@ def _best_epochs(
     trainer = _Trainer(features, rest, signal, run)
     if validation is None or not len(trainer.examples):
         return _MOST_EPOCHS
-    validation = validation.sample(_VALIDATION_USERS, seed=run.seed)
-    best_value, last_epoch = -1.0, 1
-    for epoch in range(1, _MOST_EPOCHS + 1):
+
+    def run_epoch() -> Factors:
         trainer.run_epoch()
         items = trainer.text_map().rows(features)
-        factors = Factors.of(user_intent(rest, items), items, features.has_text)
-        value = evaluate([factors], validation, _METRIC, run.device)
-        if value < _AS_GOOD * best_value:
-            break
-        best_value, last_epoch = max(best_value, value), epoch
-    return last_epoch
+        return Factors.of(user_intent(rest, items), items, features.has_text)
+
+    return last_good_epoch(run_epoch, validation, run, most=_MOST_EPOCHS)
 
 
 def _columns(matrix: sp.csr_matrix, kept: Mask) -> sp.csr_matrix:

@@ -1,0 +1,156 @@
+"""Intent tower: item and user towers that are trained together, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, islice
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from recbole_llm.completion import TextFeatures, text_features
+from recbole_llm.errors import FitError
+from recbole_llm.evaluation import Validation
+from recbole_llm.factors import Factors, Rows, Table, unit_rows
+from recbole_llm.sequence_network import has_maps, rows_of_texts
+from recbole_llm.settings import RunOptions, Words, setting
+from recbole_llm.signals.als import ALSSignal
+from recbole_llm.signals.base import (
+    SingleSignal,
+    SkippedSignal,
+    folded_in,
+    held_out_items,
+    last_good_epoch,
+    with_settings,
+)
+from recbole_llm.tower_network import Tower, TowerShape, user_tower_of
+from recbole_llm.tower_training import TowerTraining, random_numbers
+from recbole_llm.training_data import History, TrainingData, without_items
+
+_MOST_EPOCHS = 6
+# Length of what an item's own row starts from, beside that of a text, which is about 1.
+_START = np.float32(0.5)
+
+
+@dataclass(frozen=True)
+class IntentTowerSignal(TowerShape, SingleSignal):
+    """The cosine of an item's and a user's rows by towers that are trained together."""
+
+    epochs: int = setting(
+        0,
+        "Passes of the intent tower over the interactions; 0: as many as held-out items say, 6 at "
+        "most.",
+        at_least=0,
+    )
+    learning_rate: float = setting(0.005, "Step of Adam.", above=0.0)
+    batch_size: int = setting(4096, "Interactions of a step.", at_least=2)
+    encoders: Words = ()
+
+    uses_text: ClassVar[bool] = True
+    uses_embeddings: ClassVar[bool] = True
+    seeded: ClassVar[bool] = True
+
+    def settle(self, data: TrainingData, run: RunOptions) -> IntentTowerSignal:
+        """With the number of epochs after which a held-out tenth of the items is ranked best.
+
+        Raises:
+            SkippedSignal: no user has two items.
+        """
+        if self.epochs:
+            return self
+        held_out = held_out_items(data.interactions, run.seed)
+        rest, wanted = without_items(data, held_out), without_items(data, ~held_out)
+        validation = Validation.of(rest.binary, wanted.binary, "cold")
+        if validation is None or not (np.diff(rest.interactions.indptr) > 1).any():
+            return replace(self, epochs=_MOST_EPOCHS)
+        trained = self._epochs(rest, run)
+        return replace(
+            self,
+            epochs=last_good_epoch(
+                lambda: self.tables(next(trained), rest), validation, run, most=_MOST_EPOCHS
+            ),
+        )
+
+    def fit(self, data: TrainingData, run: RunOptions) -> Factors:
+        """Train on all interactions of users who have two items.
+
+        Raises:
+            SkippedSignal: there are none.
+            FitError: the steps are so long that the towers are lost.
+        """
+        epochs = self.settle(data, run).epochs
+        tower = next(islice(self._epochs(data, run), epochs - 1, None))
+        return self.tables(tower, data)
+
+    def _epochs(self, data: TrainingData, run: RunOptions) -> Iterator[Tower]:
+        """The towers after each epoch."""
+        tower = self.tower(data, run)
+        users, items = tower.examples()
+        if not len(users):
+            raise SkippedSignal("no user has two items to learn from")
+        training = TowerTraining(
+            tower, learning_rate=self.learning_rate, batch_size=self.batch_size, seed=run.seed
+        )
+        for number in count():
+            training.run_epoch(
+                number, len(users), lambda rows: tower.loss(users[rows], items[rows])
+            )
+            yield tower
+
+    def tower(self, data: TrainingData, run: RunOptions) -> Tower:
+        """The towers before any training: texts by random projection, own rows by ALS."""
+        start = None
+        if self.identities:
+            als = ALSSignal(factors=self.dimensions).fit(data, run)
+            start = unit_rows(als.items) * _START
+        features, own_texts = map(self._features, (data.item_embeddings, data.user_embeddings))
+        device = torch.device(run.device)
+        with random_numbers(run.seed, device):
+            return Tower(features, data.history, own_texts, self, start).to(device)
+
+    def tables(self, tower: Tower, data: TrainingData) -> Factors:
+        """What the towers say now.
+
+        Raises:
+            FitError: it is no number any more.
+        """
+        items = tower.item_table()
+        if not np.isfinite(items).all():
+            raise FitError(
+                "the intent tower has no finite weights left; lower the learning rate, which is "
+                f"{self.learning_rate:g}"
+            )
+        known = data.warm_items | tower.items.features.has_text
+        return folded_in(self, data, items, known, tower.arrays())
+
+    def fold_in(self, factors: Factors, liked: Rows, history: History) -> Table:
+        """The user tower's row of a history, and of what the users say of themselves."""
+        own_text = None
+        if all(name in history.own_texts for name in self.encoders):
+            own_text = self.describe(factors, history.own_texts)
+        tower = user_tower_of(factors.extra, self)
+        with torch.no_grad():
+            rows = tower(
+                torch.from_numpy(np.asarray(liked, dtype=np.float32)),
+                history,
+                None if own_text is None else torch.from_numpy(own_text),
+            )
+        return rows.numpy()
+
+    def describe(self, factors: Factors, embeddings: Mapping[str, Rows]) -> Table | None:
+        """What the item tower says of the texts; None where it was trained without texts."""
+        features = self._features(embeddings)
+        if features is None or not has_maps(factors.extra):
+            return None
+        return rows_of_texts(factors.extra, features)
+
+    def variants(self, name: str, encoders: Sequence[str]) -> dict[str, IntentTowerSignal]:
+        """One signal of all encoders: the towers read them side by side."""
+        return {name: with_settings(self, {"encoders": tuple(encoders)})}
+
+    def _features(self, embeddings: Mapping[str, Rows]) -> TextFeatures | None:
+        if not self.encoders or any(name not in embeddings for name in self.encoders):
+            return None
+        return text_features({name: embeddings[name] for name in self.encoders})

@@ -1,0 +1,314 @@
+"""The two towers: items from their texts, users from the items that they had to do with.
+
+An item's row is a linear map of its text, by one or several encoders, plus a row of its own that
+starts from ALS and is dropped at random, so that the text learns to stand in for it (Volkovs et
+al., "DropoutNet", 2017; Wei et al., "Contrastive Learning for Cold-Start Recommendation", 2021).
+A user's row is an attention over the last items of her history (Lee et al., "Set Transformer",
+2019, pooling by a learned query), so that users fold in without training. Both are unit rows; a
+score is their scaled product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, embedding, embedding_bag, logsigmoid, normalize
+
+from recbole_llm.completion import TextFeatures
+from recbole_llm.factors import Index, Mask, Rows, Table
+from recbole_llm.sequence_network import ItemRows, product
+from recbole_llm.settings import setting
+from recbole_llm.training_data import History, entries
+
+# Items that a step ranks against each other: fewer are as good, and their square is the cost.
+_NEGATIVES = 256
+_REDRAWS = 3
+_MAP = "map"
+_USERS = "users."
+
+
+@dataclass(frozen=True)
+class TowerShape:
+    """The towers' own settings."""
+
+    loss: str = setting(
+        "softmax",
+        "What the tower learns: to rank by softmax (against the batch's items) or by bpr.",
+        choices=("softmax", "bpr"),
+        key="loss",
+    )
+    user_tower: str = setting(
+        "attention",
+        "What a user's row is made of: attention over her history, or its mean.",
+        choices=("attention", "mean"),
+        key="user_tower",
+    )
+    dimensions: int = setting(128, "Width of the towers and their tables.", at_least=1)
+    identities: bool = setting(
+        True, "Whether an item has a row of its own, which starts from ALS, beside its text."
+    )
+    identity_dropout: float = setting(
+        0.5,
+        "Share of the items whose own row a step drops, so that their text stands in for it.",
+        at_least=0.0,
+        at_most=1.0,
+    )
+    dropout: float = setting(
+        0.0, "Share of a history's items that a step drops.", at_least=0.0, at_most=0.9
+    )
+    temperature: float = setting(
+        0.15, "What a score is divided by in the ranking losses.", above=0.0
+    )
+    popularity_exponent: float = setting(
+        0.5,
+        "How far an item's popularity is taken out of the softmax: 0 not, 1 wholly.",
+        at_least=0.0,
+        at_most=1.0,
+    )
+    max_history: int = setting(200, "Last moments of a history that count.", at_least=1)
+    history_sample: int = setting(
+        20, "Items of a history, on average, that a step looks at.", at_least=1
+    )
+    user_text_weight: float = setting(
+        0.3, "What a user's own text counts beside her history.", at_least=0.0
+    )
+
+
+class UserTower(nn.Module):
+    """Attention over histories; it starts as their weighted mean, which `mean` stays."""
+
+    def __init__(self, shape: TowerShape) -> None:
+        super().__init__()
+        self.longest, self.own_text_weight = shape.max_history, shape.user_text_weight
+        self.is_mean = shape.user_tower == "mean"
+        self.query = nn.Parameter(torch.zeros(shape.dimensions))
+        self.places = nn.Parameter(torch.zeros(shape.max_history))
+        # Of what an item counts (a behaviour, a quantity), as a power.
+        self.behaviour = nn.Parameter(torch.ones(()))
+
+    def forward(
+        self, rows: torch.Tensor, history: History, own_text: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Unit rows of users, float32 (n, d); zero for one of whom nothing is known.
+
+        Args:
+            rows: float32 (m, d), the items'.
+            history: of n users over the m items.
+            own_text: float32 (n, d), rows of what the users say of themselves.
+        """
+        intents = self.pooled(rows, last_moments(history, self.longest))
+        if own_text is not None:
+            intents = intents + self.own_text_weight * own_text
+        return normalize(intents, dim=-1)
+
+    def pooled(self, rows: torch.Tensor, history: History) -> torch.Tensor:
+        """The attention alone, float32 (n, d)."""
+        device = rows.device
+        owners, items = (torch.from_numpy(part).to(device) for part in entries(history.weights))
+        counts = torch.from_numpy(history.weights.data).to(device)
+        if self.is_mean:
+            shares = counts
+        else:
+            shares = (
+                counts.log() * self.behaviour + embedding(items, rows @ self.query[:, None])[:, 0]
+            )
+            if history.age is not None:
+                ages = torch.from_numpy(history.age.astype(np.int64)).to(device)
+                shares = shares + embedding(ages, self.places[:, None])[:, 0]
+            # The greatest of all stands for each user's: they differ by far less than exp can.
+            shares = (shares - shares.max().detach()).exp() if len(shares) else shares
+        n_users = history.weights.shape[0]
+        totals = torch.zeros(n_users, device=device).index_add(0, owners, shares)
+        shares = shares / embedding(owners, totals[:, None])[:, 0]
+        starts = torch.from_numpy(history.weights.indptr.astype(np.int64)).to(device)
+        return embedding_bag(
+            items, rows, starts, mode="sum", per_sample_weights=shares, include_last_offset=True
+        )
+
+
+def last_moments(history: History, longest: int) -> History:
+    """What happened in the last moments of each history; all of it where there is no order."""
+    if history.age is None or (history.age < longest).all():
+        return history
+    return some_entries(history, history.age < longest)
+
+
+def some_entries(history: History, kept: Mask) -> History:
+    """A history of some of its entries, bool (nnz,); ages stay as they are."""
+    weights = history.weights
+    ends = np.r_[0, np.cumsum(kept)][weights.indptr]
+    part = sp.csr_matrix((weights.data[kept], weights.indices[kept], ends), shape=weights.shape)
+    age = None if history.age is None else history.age[kept]
+    return History(part, age, history.own_texts)
+
+
+class Tower(nn.Module):
+    """Both towers and what they are trained on.
+
+    Args:
+        features: of the items' texts; None: an item is its own row alone.
+        history: of n_users over n_items, each row's training interactions.
+        own_texts: features of what the users say of themselves, by the items' encoders; or None.
+        shape: the settings.
+        start: float32 (n_items, dimensions), what the items' own rows start from; or None.
+    """
+
+    def __init__(
+        self,
+        features: TextFeatures | None,
+        history: History,
+        own_texts: TextFeatures | None,
+        shape: TowerShape,
+        start: Table | None = None,
+    ) -> None:
+        super().__init__()
+        self.shape, self.history, self.own_texts = shape, history, own_texts
+        n_items = history.weights.shape[1]
+        self.items = ItemRows(
+            features, n_items, shape.dimensions, shape.identity_dropout, sparse=True
+        )
+        if start is not None:
+            with torch.no_grad():
+                self.items.own.copy_(torch.from_numpy(start))
+        self.items.own.requires_grad_(shape.identities or features is None)
+        self.users = UserTower(shape)
+        counts = np.bincount(history.weights.indices, minlength=n_items)
+        share = np.maximum(counts, 1) / max(1, history.weights.nnz)
+        self.log_share = torch.from_numpy(np.log(share).astype(np.float32))
+        self.warm = np.flatnonzero(np.bincount(history.weights.indices, minlength=n_items))
+        self.seen, self.rng = history, np.random.default_rng(0)
+
+    def examples(self) -> tuple[Index, Index]:
+        """Users and items of all interactions that can be learned from, each int64 (n,).
+
+        Without her only item a user says nothing.
+        """
+        users, items = entries(self.history.weights)
+        several = np.diff(self.history.weights.indptr)[users] > 1
+        return users[several], items[several]
+
+    def start_epoch(self, rng: np.random.Generator) -> None:
+        """Draw the parts of the histories that the steps of an epoch look at.
+
+        Args:
+            rng: of these and of all that the steps draw.
+        """
+        self.rng = rng
+        weights = self.history.weights
+        lengths = np.diff(weights.indptr)
+        chance = self.shape.history_sample / np.repeat(np.maximum(lengths, 1), lengths)
+        chance = np.minimum(chance, 1 - self.shape.dropout)
+        self.seen = some_entries(self.history, rng.random(weights.nnz) < chance)
+
+    def loss(self, users: Index, items: Index) -> torch.Tensor:
+        """How far the users' items are from being ranked first.
+
+        Args:
+            users: int64 (n,), of n interactions.
+            items: int64 (n,), theirs; a history is read without it.
+        """
+        seen = without(self.seen[users], items)
+        n_seen = len(seen.weights.indices)
+        asked = items
+        if self.shape.loss == "bpr":
+            asked = np.r_[items, self._negatives(users)]
+        live, place = np.unique(np.r_[seen.weights.indices, asked], return_inverse=True)
+        rows = self.items(live)
+        intents = self._intents(rows, seen, place[:n_seen], users)
+        device = rows.device
+        wanted = embedding(torch.from_numpy(place[n_seen:]).to(device), rows)
+        if self.shape.loss == "bpr":
+            wanted, below = wanted.split(len(items))
+            margins = (intents * (wanted - below)).sum(dim=1)
+            return -logsigmoid(margins / self.shape.temperature).mean()
+        return in_batch_softmax(
+            intents / self.shape.temperature,
+            wanted,
+            torch.from_numpy(items).to(device),
+            self.shape.popularity_exponent * self.log_share.to(device),
+        )
+
+    def _negatives(self, users: Index) -> Index:
+        """Warm items, one for each user, that she has nothing to do with; but for rare chances."""
+        drawn = self.rng.choice(self.warm, len(users))
+        for _ in range(_REDRAWS):
+            known = np.asarray(self.history.weights[users, drawn]).ravel() > 0
+            drawn[known] = self.rng.choice(self.warm, int(known.sum()))
+        return drawn
+
+    def _intents(
+        self, rows: torch.Tensor, seen: History, place: Index, users: Index
+    ) -> torch.Tensor:
+        """User rows from the rows of the items in use."""
+        shape = (len(users), len(rows))
+        weights = sp.csr_matrix((seen.weights.data, place, seen.weights.indptr), shape=shape)
+        own_text = None
+        if self.own_texts is not None:
+            own_text = self.text_rows(self.own_texts[users])
+        return self.users(rows, History(weights, seen.age), own_text)
+
+    def text_rows(self, features: TextFeatures) -> torch.Tensor:
+        """Unit rows of texts alone, float32 (n, d); zero where there is none."""
+        blocks = zip(features.blocks, self.items.maps, strict=True)
+        parts = [product(block, weights, sparse=True) for block, weights in blocks]
+        return normalize(torch.stack(parts).sum(dim=0), dim=-1)
+
+    @torch.no_grad()
+    def item_table(self) -> Table:
+        """Unit rows of all items, float32 (n_items, d)."""
+        self.eval()
+        return self.items(np.arange(self.history.weights.shape[1])).cpu().numpy()
+
+    def arrays(self) -> dict[str, Table]:
+        """What gives rows to newcomers: the user tower's weights and the maps of the texts."""
+        weights = {f"{_USERS}{name}": value for name, value in self.users.state_dict().items()}
+        weights |= {f"{_MAP}{number}": value for number, value in enumerate(self.items.maps)}
+        return {
+            name: np.atleast_1d(value.detach().cpu().numpy()).copy()
+            for name, value in weights.items()
+        }
+
+
+def without(history: History, items: Index) -> History:
+    """The histories of n users, each without one item, int64 (n,)."""
+    weights = history.weights
+    return some_entries(history, weights.indices != np.repeat(items, np.diff(weights.indptr)))
+
+
+def in_batch_softmax(
+    users: torch.Tensor, rows: torch.Tensor, items: torch.Tensor, correction: torch.Tensor
+) -> torch.Tensor:
+    """The mean softmax of each user's own item against those of the others near it in the batch.
+
+    Args:
+        users: (n, d), divided by the temperature.
+        rows: (n, d), of the users' own items.
+        items: int64 (n,), these items.
+        correction: (n_items,), what is taken off an item's score.
+    """
+    losses = []
+    for part in zip(
+        users.split(_NEGATIVES), rows.split(_NEGATIVES), items.split(_NEGATIVES), strict=True
+    ):
+        own, others, names = part
+        logits = own @ others.T - correction[names]
+        same = (names[:, None] == names).fill_diagonal_(False)
+        target = torch.arange(len(names), device=names.device)
+        losses.append(cross_entropy(logits.masked_fill(same, -torch.inf), target, reduction="sum"))
+    return torch.stack(losses).sum() / len(items)
+
+
+def user_tower_of(arrays: Mapping[str, Rows], shape: TowerShape) -> UserTower:
+    """The user tower of a network's :meth:`~Tower.arrays`."""
+    tower = UserTower(shape)
+    weights = {
+        name: torch.from_numpy(np.array(arrays[f"{_USERS}{name}"])).reshape(value.shape)
+        for name, value in tower.state_dict().items()
+    }
+    tower.load_state_dict(weights)
+    return tower.eval()
