@@ -235,6 +235,7 @@ class ItemRows(nn.Module):
         dimensions: width of the rows.
         identity_dropout: share of the items whose own row is dropped in training.
         sparse: whether gradients of words and own rows hold the rows in use alone.
+        unit: whether the rows have length 1.
     """
 
     def __init__(
@@ -245,9 +246,10 @@ class ItemRows(nn.Module):
         identity_dropout: float,
         *,
         sparse: bool = False,
+        unit: bool = True,
     ) -> None:
         super().__init__()
-        d = dimensions
+        d, self.unit = dimensions, unit
         self.identity_dropout, self.sparse = identity_dropout, sparse
         self.features = features or TextFeatures((), np.zeros(n_items, dtype=bool))
         # A random projection keeps cosines: the map starts from what the texts have in common.
@@ -266,7 +268,7 @@ class ItemRows(nn.Module):
         return [self.own, *(table for block, table in blocks if not isinstance(block, np.ndarray))]
 
     def forward(self, items: Index, vectors: torch.Tensor | None = None) -> torch.Tensor:
-        """Unit rows, float32 (len(items), d), on the parameters' device.
+        """Rows, float32 (len(items), d), on the parameters' device.
 
         Args:
             items: int64, each once.
@@ -285,7 +287,7 @@ class ItemRows(nn.Module):
                 rows = rows + vectors @ weights
             else:
                 rows = rows + product(block, weights, sparse=self.sparse)
-        return normalize(rows, dim=-1)
+        return normalize(rows, dim=-1) if self.unit else rows
 
 
 def product(block: Rows, weights: torch.Tensor, *, sparse: bool = False) -> torch.Tensor:
@@ -414,10 +416,13 @@ def has_maps(arrays: Mapping[str, Rows]) -> bool:
     return f"{_MAP}0" in arrays
 
 
-def rows_of_texts(arrays: Mapping[str, Rows], features: TextFeatures) -> Table:
+def rows_of_texts(
+    arrays: Mapping[str, Rows], features: TextFeatures, *, unit: bool = True
+) -> Table:
     """Item rows by a network's :meth:`~SequenceNetwork.arrays`, float32 (n, d), unit or zero."""
     maps = [np.asarray(arrays[f"{_MAP}{number}"]) for number in range(len(features.blocks))]
-    return unit_rows(features.product(maps))
+    rows = features.product(maps)
+    return unit_rows(rows) if unit else rows
 
 
 @torch.no_grad()

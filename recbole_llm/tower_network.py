@@ -16,8 +16,17 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 import torch
+from numpy.typing import NDArray
 from torch import nn
-from torch.nn.functional import cross_entropy, embedding, embedding_bag, logsigmoid, normalize
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    embedding,
+    embedding_bag,
+    logsigmoid,
+    mse_loss,
+    normalize,
+)
 
 from recbole_llm.completion import TextFeatures
 from recbole_llm.factors import Index, Mask, Rows, Table
@@ -32,14 +41,24 @@ _MAP = "map"
 _USERS = "users."
 
 
+# Losses of single values, clicks and ratings, and not of rankings.
+VALUED = ("bce", "mse")
+# Length of what texts' rows start from, and spread of the items' own, where values are learned.
+_TEXT_SHARE, _OWN_SPREAD = 0.3, 0.02
+# Mean reactions that a bias stands for before anything is known, in interactions.
+_DAMPING = 5.0
+_BIAS_SWEEPS = 10
+
+
 @dataclass(frozen=True)
 class TowerShape:
     """The towers' own settings."""
 
     loss: str = setting(
         "softmax",
-        "What the tower learns: to rank by softmax (against the batch's items) or by bpr.",
-        choices=("softmax", "bpr"),
+        "What the tower learns: to rank by softmax (against the batch's items) or bpr, clicks by "
+        "bce (see `threshold` and LABEL_FIELD), or ratings by mse.",
+        choices=("softmax", "bpr", *VALUED),
         key="loss",
     )
     user_tower: str = setting(
@@ -71,8 +90,13 @@ class TowerShape:
         at_most=1.0,
     )
     max_history: int = setting(200, "Last moments of a history that count.", at_least=1)
-    history_sample: int = setting(
-        20, "Items of a history, on average, that a step looks at.", at_least=1
+    history_sample: int | None = setting(
+        None,
+        "Items of a history, on average, that a step looks at; none: 20 for rankings, else 50.",
+        at_least=1,
+    )
+    regularization: float = setting(
+        0.05, "L2 penalty of rows and biases for bce and mse.", at_least=0.0
     )
     user_text_weight: float = setting(
         0.3, "What a user's own text counts beside her history.", at_least=0.0
@@ -147,6 +171,74 @@ def some_entries(history: History, kept: Mask) -> History:
     return History(part, age, history.own_texts)
 
 
+class ReactionTower(nn.Module):
+    """Users' rows from how they reacted: attention that weighs what was liked above expectation.
+
+    What is expected of an item is its bias and the user's; the rest of each reaction is the sign
+    and size with which the item counts (Koren, "Factorization Meets the Neighborhood", 2008,
+    asymmetric SVD, with one table of items and learned attention). A user has nothing of her own,
+    so that all fold in.
+    """
+
+    spread: torch.Tensor
+
+    def __init__(self, dimensions: int, spread: float) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(dimensions))
+        self.map = nn.Parameter(torch.eye(dimensions))
+        # What an item counts that met expectation.
+        self.neutral = nn.Parameter(torch.zeros(()))
+        # Of what interactions count, 1 in the mean: it makes reactions of them.
+        self.register_buffer("spread", torch.tensor(spread))
+
+    def forward(
+        self, rows: torch.Tensor, biases: torch.Tensor, history: History
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows (n, d) and biases (n,) of users; zero for one without a history.
+
+        Args:
+            rows: float32 (m, d), the items'.
+            biases: float32 (m,), the items'.
+            history: of n users over the m items.
+        """
+        device = rows.device
+        owners, items = (torch.from_numpy(part).to(device) for part in entries(history.weights))
+        weights = torch.from_numpy(history.weights.data).to(device)
+        rest = (weights - 1) / self.spread - embedding(items, biases[:, None])[:, 0]
+        zeros = torch.zeros(history.weights.shape[0], device=device)
+        counts = zeros.index_add(0, owners, torch.ones_like(rest))
+        own = zeros.index_add(0, owners, rest) / (counts + _DAMPING)
+        rest = rest - embedding(owners, own[:, None])[:, 0]
+        shares = embedding(items, (rows @ self.query)[:, None])[:, 0].exp() * (rest + self.neutral)
+        starts = torch.from_numpy(history.weights.indptr.astype(np.int64)).to(device)
+        sums = embedding_bag(
+            items,
+            rows @ self.map,
+            starts,
+            mode="sum",
+            per_sample_weights=shares,
+            include_last_offset=True,
+        )
+        return sums / counts.clamp(min=1).sqrt()[:, None], own
+
+
+def item_biases(history: History, spread: float) -> Table:
+    """Damped means of the reactions to items beyond those of their users, float32 (m,)."""
+    users, items = entries(history.weights)
+    reactions = (history.weights.data.astype(np.float64) - 1) / spread
+    n_users, n_items = history.weights.shape
+    of_users, of_items = np.zeros(n_users), np.zeros(n_items)
+    for _ in range(_BIAS_SWEEPS):
+        of_items = _damped_means(items, reactions - of_users[users], n_items)
+        of_users = _damped_means(users, reactions - of_items[items], n_users)
+    return of_items.astype(np.float32)
+
+
+def _damped_means(groups: Index, values: NDArray[np.float64], n_groups: int) -> NDArray[np.float64]:
+    counts = np.bincount(groups, minlength=n_groups)
+    return np.bincount(groups, values, n_groups) / (counts + _DAMPING)
+
+
 class Tower(nn.Module):
     """Both towers and what they are trained on.
 
@@ -169,19 +261,39 @@ class Tower(nn.Module):
         super().__init__()
         self.shape, self.history, self.own_texts = shape, history, own_texts
         n_items = history.weights.shape[1]
+        self.is_valued = shape.loss in VALUED
         self.items = ItemRows(
-            features, n_items, shape.dimensions, shape.identity_dropout, sparse=True
+            features,
+            n_items,
+            shape.dimensions,
+            shape.identity_dropout,
+            sparse=True,
+            unit=not self.is_valued,
         )
         if start is not None:
             with torch.no_grad():
                 self.items.own.copy_(torch.from_numpy(start))
         self.items.own.requires_grad_(shape.identities or features is None)
-        self.users = UserTower(shape)
+        self.users: UserTower | ReactionTower = UserTower(shape)
+        if self.is_valued:
+            self._start_values()
         counts = np.bincount(history.weights.indices, minlength=n_items)
         share = np.maximum(counts, 1) / max(1, history.weights.nnz)
         self.log_share = torch.from_numpy(np.log(share).astype(np.float32))
         self.warm = np.flatnonzero(np.bincount(history.weights.indices, minlength=n_items))
         self.seen, self.rng = history, np.random.default_rng(0)
+
+    def _start_values(self) -> None:
+        spread = float(self.history.weights.data.std()) or 1.0
+        self.users = ReactionTower(self.shape.dimensions, spread)
+        self.biases = nn.Parameter(torch.from_numpy(item_biases(self.history, spread)))
+        # Log odds of a click beside the reaction; nothing for ratings.
+        self.base = nn.Parameter(torch.zeros(()))
+        with torch.no_grad():
+            for weights in self.items.maps:
+                weights *= _TEXT_SHARE
+            self.items.own.normal_(std=_OWN_SPREAD)
+            self.items.own[torch.from_numpy(np.diff(self.history.weights.tocsc().indptr) == 0)] = 0
 
     def examples(self) -> tuple[Index, Index]:
         """Users and items of all interactions that can be learned from, each int64 (n,).
@@ -201,7 +313,8 @@ class Tower(nn.Module):
         self.rng = rng
         weights = self.history.weights
         lengths = np.diff(weights.indptr)
-        chance = self.shape.history_sample / np.repeat(np.maximum(lengths, 1), lengths)
+        sample = self.shape.history_sample or (50 if self.is_valued else 20)
+        chance = sample / np.repeat(np.maximum(lengths, 1), lengths)
         chance = np.minimum(chance, 1 - self.shape.dropout)
         self.seen = some_entries(self.history, rng.random(weights.nnz) < chance)
 
@@ -233,6 +346,32 @@ class Tower(nn.Module):
             self.shape.popularity_exponent * self.log_share.to(device),
         )
 
+    def value_loss(self, users: Index, items: Index, wanted: torch.Tensor) -> torch.Tensor:
+        """How far single scores are from what is known of them, with the L2 penalty.
+
+        Args:
+            users: int64 (n,), of n interactions.
+            items: int64 (n,), theirs; a history is read without it.
+            wanted: float32 (n,), reactions in standard deviations from the mean (`mse`), or
+                clicks, 0 or 1 (`bce`).
+        """
+        assert isinstance(self.users, ReactionTower)
+        seen = without(self.seen[users], items)
+        n_seen = len(seen.weights.indices)
+        live, place = np.unique(np.r_[seen.weights.indices, items], return_inverse=True)
+        rows = self.items(live)
+        device = rows.device
+        biases = self.biases[torch.from_numpy(live).to(device)]
+        shape = (len(users), len(live))
+        weights = sp.csr_matrix((seen.weights.data, place[:n_seen], seen.weights.indptr), shape)
+        intents, of_users = self.users(rows, biases, History(weights, seen.age))
+        at = torch.from_numpy(place[n_seen:]).to(device)
+        rated, of_items = embedding(at, rows), embedding(at, biases[:, None])[:, 0]
+        found = self.base + of_users + of_items + (intents * rated).sum(dim=1)
+        measure = mse_loss if self.shape.loss == "mse" else binary_cross_entropy_with_logits
+        lengths = intents.square().sum(dim=1) + rated.square().sum(dim=1) + of_items.square()
+        return measure(found, wanted) + self.shape.regularization * lengths.mean()
+
     def _negatives(self, users: Index) -> Index:
         """Warm items, one for each user, that she has nothing to do with; but for rare chances."""
         drawn = self.rng.choice(self.warm, len(users))
@@ -260,9 +399,10 @@ class Tower(nn.Module):
 
     @torch.no_grad()
     def item_table(self) -> Table:
-        """Unit rows of all items, float32 (n_items, d)."""
+        """Rows of all items, float32 (n_items, d); of values also biases, and a 1 for users'."""
         self.eval()
-        return self.items(np.arange(self.history.weights.shape[1])).cpu().numpy()
+        rows = self.items(np.arange(self.history.weights.shape[1])).cpu().numpy()
+        return with_biases(rows, self.biases.cpu().numpy()) if self.is_valued else rows
 
     def arrays(self) -> dict[str, Table]:
         """What gives rows to newcomers: the user tower's weights and the maps of the texts."""
@@ -303,9 +443,16 @@ def in_batch_softmax(
     return torch.stack(losses).sum() / len(items)
 
 
-def user_tower_of(arrays: Mapping[str, Rows], shape: TowerShape) -> UserTower:
+def with_biases(rows: Table, biases: Table) -> Table:
+    """Item rows whose products with ``[x, 1, b_u]`` are ``x·v + b_i + b_u``, float32 (n, d + 2)."""
+    return np.c_[rows, biases, np.ones_like(biases)].astype(np.float32)
+
+
+def user_tower_of(arrays: Mapping[str, Rows], shape: TowerShape) -> UserTower | ReactionTower:
     """The user tower of a network's :meth:`~Tower.arrays`."""
-    tower = UserTower(shape)
+    tower: UserTower | ReactionTower = UserTower(shape)
+    if shape.loss in VALUED:
+        tower = ReactionTower(shape.dimensions, 1.0)
     weights = {
         name: torch.from_numpy(np.array(arrays[f"{_USERS}{name}"])).reshape(value.shape)
         for name, value in tower.state_dict().items()

@@ -10,7 +10,7 @@ HOST = {"host", "models", "cli.py"}
 # Lowest first; a module imports only what stands before it, or its own layer.
 LAYERS = [
     ["errors", "whole_file"],
-    ["settings", "factors", "text", "atomic_files", "table_files"],
+    ["settings", "factors", "calibration", "text", "atomic_files", "table_files"],
     ["training_data", "scoring", "slices", "column_values"],
     ["importing", "cold_split"],
     ["encoders", "evaluation"],

@@ -8,7 +8,8 @@ from importlib.metadata import version
 from logging import getLogger
 from typing import Any
 
-from recbole.utils import ModelType
+from recbole.evaluator import smaller_metrics
+from recbole.utils import EvaluatorType, ModelType
 
 from recbole_llm.cold_split import check_no_filters
 from recbole_llm.errors import SettingsError
@@ -18,6 +19,7 @@ from recbole_llm.host.known_keys import check_keys, recbole_keys
 from recbole_llm.model_settings import model_keys
 from recbole_llm.scoring import find_device
 from recbole_llm.settings import HistorySettings, read_section
+from recbole_llm.tower_network import VALUED, TowerShape
 
 # Read by the host for every model; all else belongs to RecBole or to a model.
 HOST_KEYS = frozenset({"result_file", "device", "cold_eval"})
@@ -73,7 +75,9 @@ def prepare(config: Any, *, writes_record: bool = False) -> None:
     for key, value in getattr(config.model_class, "host_defaults", {}).items():
         if key not in given:
             config[key] = value
-    if ours and "valid_metric" not in given:
+    if hasattr(config.model_class, "host_defaults"):
+        _set_task(config, read_section(TowerShape, given, "intent_tower_").loss)
+    if ours and "valid_metric" not in given and config["eval_type"] == EvaluatorType.RANKING:
         _set_objective(config)
     apply_cold_eval(config)
     metrics = {f"{m.lower()}@{k}" for m in config["metrics"] for k in config["topk"]}
@@ -111,6 +115,27 @@ def settings_in_force(config: Any) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """The versions of what a result depends on."""
     return {name: version(name) for name in _PACKAGES}
+
+
+def _set_task(config: Any, loss: str) -> None:
+    """Where single values are learned, measure them, unless the user names metrics."""
+    if loss not in VALUED:
+        return
+    given = given_settings(config)
+    names = ["AUC", "LogLoss"] if loss == "bce" else ["RMSE", "MAE"]
+    if "metrics" not in given:
+        config["metrics"], config["eval_type"] = names, EvaluatorType.VALUE
+    if config["eval_type"] != EvaluatorType.VALUE:
+        raise SettingsError(
+            f"`loss: {loss}` is measured by {', '.join(names)}, and `metrics` holds "
+            f"{', '.join(config['metrics'])}; leave it out, or train with `loss: softmax`"
+        )
+    if "valid_metric" not in given:
+        config["valid_metric"] = config["metrics"][0]
+        config["valid_metric_bigger"] = config["metrics"][0].lower() not in smaller_metrics
+    config["eval_args"]["mode"] = {"valid": "labeled", "test": "labeled"}
+    none = {"distribution": "none", "sample_num": "none"}
+    config["valid_neg_sample_args"], config["test_neg_sample_args"] = none, dict(none)
 
 
 def _set_objective(config: Any) -> None:

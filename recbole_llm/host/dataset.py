@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from recbole_llm.host.config import given_settings, prepare
 from recbole_llm.model_settings import ModelSettings
 from recbole_llm.settings import HistorySettings, read_section
 from recbole_llm.text import categorical_fields, compose, read_feature_table, text_fields
+from recbole_llm.tower_network import VALUED, TowerShape
 from recbole_llm.training_data import History, TrainingData, entries, interaction_matrix
 
 # Numbers the rows of the data set, so that a split finds its raw values again. A token field:
@@ -337,11 +339,42 @@ def _draw_nothing(config: Any) -> None:
 
 
 class TowersDataset(TablesDataset):
-    """The data set of models that are trained on the interactions as they are."""
+    """The data set of models that are trained on the interactions as they are.
+
+    Where clicks or ratings are learned, a rating is what an interaction counts, and the column that
+    RecBole's metrics compare with: on the data's own scale, which RecBole may have changed.
+    """
 
     def __init__(self, config: Any) -> None:
         _draw_nothing(config)
+        self._loss = read_section(TowerShape, given_settings(config), "intent_tower_").loss
+        self._rating_field = config["RATING_FIELD"]
+        if self._loss == "mse":
+            config["LABEL_FIELD"] = self._rating_field
         super().__init__(config)
+
+    def _weights(self, settings: HistorySettings) -> NDArray[np.float64]:
+        if self._loss not in VALUED or settings.interaction_weight_field is not None:
+            return super()._weights(settings)
+        if self._rating_field in self.inter_feat:
+            settings = replace(settings, interaction_weight_field=self._rating_field)
+            return super()._weights(settings)
+        if self._loss == "bce" and self.label_field in self.inter_feat:
+            return 1 + self._checked(self.label_field)
+        return super()._weights(settings)
+
+    def _normalize(self) -> None:
+        is_rating = self._loss == "mse"
+        if self._loss in VALUED and self.label_field not in self.inter_feat:
+            what = "RATING_FIELD" if is_rating else "`threshold` (rating: 4, say) or LABEL_FIELD"
+            raise SettingsError(
+                f"`loss: {self._loss}` needs {'ratings' if is_rating else 'clicks, 0 or 1'}: "
+                f"{self.dataset_name}.inter has no field `{self.label_field}` loaded; set {what}, "
+                "and `load_col`"
+            )
+        super()._normalize()
+        if is_rating:
+            self.inter_feat[self.label_field] = self.raw_weights
 
 
 class SequencesDataset(TablesDataset, SequentialDataset):

@@ -100,4 +100,10 @@ class TowerTrainer(_TablesKeeper):
         )
         self.logger.info(f"{len(rows) / (perf_counter() - start):,.0f} interactions a second")
         self.model.make_tables()
+        valid = self._parts[1]
+        if self.model.signal.loss == "bce" and valid is not None and len(valid):
+            before, after = self.model.calibrate(valid)
+            self.logger.info(
+                f"calibration error on the validation part: {before:.4f}, calibrated {after:.4f}"
+            )
         return loss

@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from recbole.utils import ModelType
 
+from recbole_llm.calibration import calibration_error, fit_platt, probabilities
+from recbole_llm.factors import Table
 from recbole_llm.fitting import encode, model_of
 from recbole_llm.host.dataset import TablesDataset
 from recbole_llm.model_settings import tower_keys
 from recbole_llm.models.tables_recommender import TablesRecommender
+from recbole_llm.scoring import Scorer
 from recbole_llm.settings import Key
 from recbole_llm.signals.intent_tower import IntentTowerSignal
 
 _SIGNAL = "intent_tower"
+
+
+@dataclass(frozen=True)
+class RatingScale:
+    """The data's own scale of ratings.
+
+    Attributes:
+        mean, spread: of the training ratings; their standard deviation.
+        low, high: the least and the greatest of them.
+    """
+
+    mean: float
+    spread: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, ratings: Table) -> RatingScale:
+        """The scale of ratings, (n,)."""
+        values = (ratings.mean(dtype=float), ratings.std(dtype=float) or 1.0)
+        return cls(*map(float, (*values, ratings.min(), ratings.max())))
 
 
 class IntentTower(TablesRecommender):
@@ -42,6 +68,10 @@ class IntentTower(TablesRecommender):
         (signal,) = self.settings.variants(is_later=False).values()
         assert isinstance(signal, IntentTowerSignal)
         self.signal = signal
+        self.label_field = config["LABEL_FIELD"]
+        self.calibration: torch.Tensor
+        self.register_buffer("calibration", torch.tensor([1.0, 0.0]))
+        self._values: Scorer | None = None
         self.tower = signal.tower(self.source.data, self.run)
 
     @classmethod
@@ -50,9 +80,58 @@ class IntentTower(TablesRecommender):
         return tower_keys()
 
     def calculate_loss(self, interaction: Any) -> torch.Tensor:
-        """The mean loss of the users' items; negatives are drawn by the tower itself."""
-        users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]
-        return self.tower.loss(users.cpu().numpy(), items.cpu().numpy())
+        """The mean loss of the rows; negatives are drawn by the tower itself."""
+        users, items = (interaction[field].cpu().numpy() for field in (self.USER_ID, self.ITEM_ID))
+        if not self.tower.is_valued:
+            return self.tower.loss(users, items)
+        wanted = interaction[self.label_field].to(self.device, torch.float32)
+        if self.signal.loss == "mse":
+            wanted = (wanted - self._scale.mean) / self._scale.spread
+        return self.tower.value_loss(users, items, wanted)
+
+    def predict(self, interaction: Any) -> torch.Tensor:
+        """Scores of user-item pairs: ratings on the data's scale, or chances of a click."""
+        if not self.tower.is_valued or not self.blocks:
+            return super().predict(interaction)
+        scores = self._raw(interaction[self.USER_ID], interaction[self.ITEM_ID])
+        if self.signal.loss == "mse":
+            scale = self._scale
+            return (scale.mean + scale.spread * scores).clamp(scale.low, scale.high)
+        gain, shift = self.calibration
+        return torch.sigmoid(gain * scores + shift)
+
+    def calibrate(self, valid: TablesDataset) -> tuple[float, float]:
+        """Make chances of clicks of the scores, by the validation part.
+
+        Returns:
+            The expected calibration error there, before and after.
+        """
+        rows = valid.inter_feat
+        scores = self._raw(rows[self.USER_ID], rows[self.ITEM_ID]).cpu().numpy()
+        clicks = rows[self.label_field].numpy()
+        fitted = fit_platt(scores, clicks)
+        before = float(self.tower.base)
+        self.calibration.copy_(torch.tensor(fitted))
+        return (
+            calibration_error(probabilities(scores, 1.0, before), clicks),
+            calibration_error(probabilities(scores, *fitted), clicks),
+        )
+
+    def _raw(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """What the towers say of pairs, before any scale."""
+        if self._values is None:  # after a checkpoint was loaded, too
+            factors = self.signal.tables(self.tower, self.source.data)
+            self._values = Scorer([factors], self.device)
+        return self._values.pairs(users.to(self.device), items.to(self.device))
+
+    @cached_property
+    def _scale(self) -> RatingScale:
+        return RatingScale.of(self.source.data.interactions.data)
+
+    def load_other_parameter(self, para: dict[str, Any] | None) -> None:
+        """Take the tables from a checkpoint."""
+        super().load_other_parameter(para)
+        self._values = None
 
     def make_tables(self) -> None:
         """Score by what the towers say now."""
@@ -62,3 +141,9 @@ class IntentTower(TablesRecommender):
         )
         self.item_texts = self.source.data.item_texts if self.newcomers.encoders else ()
         self._scorer = None
+        if self.tower.is_valued:
+            self._values = Scorer([factors], self.device)
+            self.calibration.copy_(torch.tensor([1.0, float(self.tower.base)]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_values": None}

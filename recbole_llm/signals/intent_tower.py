@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from recbole_llm.completion import TextFeatures, text_features
+from recbole_llm.completion import RidgeMap, TextFeatures, fit_ridge, text_features, trust
 from recbole_llm.errors import FitError
 from recbole_llm.evaluation import Validation
 from recbole_llm.factors import Factors, Rows, Table, unit_rows
@@ -25,13 +25,22 @@ from recbole_llm.signals.base import (
     last_good_epoch,
     with_settings,
 )
-from recbole_llm.tower_network import Tower, TowerShape, user_tower_of
+from recbole_llm.tower_network import (
+    VALUED,
+    Tower,
+    TowerShape,
+    user_tower_of,
+    with_biases,
+)
 from recbole_llm.tower_training import TowerTraining, random_numbers
 from recbole_llm.training_data import History, TrainingData, without_items
 
 _MOST_EPOCHS = 6
 # Length of what an item's own row starts from, beside that of a text, which is about 1.
 _START = np.float32(0.5)
+# Of the ridge from texts to items' biases, and what its weights are called among the tables.
+_BIAS_PENALTY = 10.0
+_BIAS = "bias"
 
 
 @dataclass(frozen=True)
@@ -101,14 +110,22 @@ class IntentTowerSignal(TowerShape, SingleSignal):
 
     def tower(self, data: TrainingData, run: RunOptions) -> Tower:
         """The towers before any training: texts by random projection, own rows by ALS."""
+        features, own_texts = map(self._features, (data.item_embeddings, data.user_embeddings))
         start = None
-        if self.identities:
+        if self.identities and self.loss not in VALUED:
             als = ALSSignal(factors=self.dimensions).fit(data, run)
             start = unit_rows(als.items) * _START
-        features, own_texts = map(self._features, (data.item_embeddings, data.user_embeddings))
         device = torch.device(run.device)
         with random_numbers(run.seed, device):
-            return Tower(features, data.history, own_texts, self, start).to(device)
+            tower = Tower(features, data.history, own_texts, self, start)
+        return tower.to(device)
+
+    @staticmethod
+    def _ridge(features: TextFeatures | None, biases: Table, data: TrainingData) -> RidgeMap | None:
+        """What texts say of the items' biases; None where no known item has a text."""
+        if features is None or not (features.has_text & data.warm_items).any():
+            return None
+        return fit_ridge(features, biases[:, None], trust(data.item_counts), penalty=_BIAS_PENALTY)
 
     def tables(self, tower: Tower, data: TrainingData) -> Factors:
         """What the towers say now.
@@ -122,11 +139,21 @@ class IntentTowerSignal(TowerShape, SingleSignal):
                 "the intent tower has no finite weights left; lower the learning rate, which is "
                 f"{self.learning_rate:g}"
             )
-        known = data.warm_items | tower.items.features.has_text
-        return folded_in(self, data, items, known, tower.arrays())
+        features = tower.items.features
+        known, extra = data.warm_items | features.has_text, tower.arrays()
+        if self.loss in VALUED:
+            ridge = self._ridge(features if self.encoders else None, items[:, -2], data)
+            if ridge is not None:
+                cold = features.has_text & ~data.warm_items
+                items[cold, -2] = ridge.apply(features[cold])[:, 0]
+                extra |= {f"{_BIAS}{number}": table for number, table in enumerate(ridge.weights)}
+                extra[_BIAS] = ridge.intercept
+        return folded_in(self, data, items, known, extra)
 
     def fold_in(self, factors: Factors, liked: Rows, history: History) -> Table:
         """The user tower's row of a history, and of what the users say of themselves."""
+        if self.loss in VALUED:
+            return self._reactions(factors, liked, history)
         own_text = None
         if all(name in history.own_texts for name in self.encoders):
             own_text = self.describe(factors, history.own_texts)
@@ -139,12 +166,28 @@ class IntentTowerSignal(TowerShape, SingleSignal):
             )
         return rows.numpy()
 
+    def _reactions(self, factors: Factors, liked: Rows, history: History) -> Table:
+        """``[x, 1, b_u]`` of histories; zero for an empty one."""
+        tower, d = user_tower_of(factors.extra, self), self.dimensions
+        rows = torch.from_numpy(np.asarray(liked, dtype=np.float32))
+        with torch.no_grad():
+            intents, biases = tower(rows[:, :d], rows[:, d], history)
+        known = (np.diff(history.weights.indptr) > 0).astype(np.float32)
+        return np.c_[intents.numpy(), known, biases.numpy()].astype(np.float32)
+
     def describe(self, factors: Factors, embeddings: Mapping[str, Rows]) -> Table | None:
         """What the item tower says of the texts; None where it was trained without texts."""
         features = self._features(embeddings)
         if features is None or not has_maps(factors.extra):
             return None
-        return rows_of_texts(factors.extra, features)
+        rows = rows_of_texts(factors.extra, features, unit=self.loss not in VALUED)
+        if self.loss in VALUED:
+            weights = [
+                np.asarray(factors.extra[f"{_BIAS}{n}"]) for n in range(len(features.blocks))
+            ]
+            ridge = RidgeMap(tuple(weights), np.asarray(factors.extra[_BIAS]), _BIAS_PENALTY)
+            rows = with_biases(rows, ridge.apply(features)[:, 0]) * features.has_text[:, None]
+        return rows
 
     def variants(self, name: str, encoders: Sequence[str]) -> dict[str, IntentTowerSignal]:
         """One signal of all encoders: the towers read them side by side."""
