@@ -21,6 +21,7 @@ from recbole_llm.settings import (
     setting,
 )
 from recbole_llm.signals import SIGNALS, Signal
+from recbole_llm.text_network import FinetuneSettings
 from recbole_llm.tower_network import TowerShape
 
 _DEFAULT = ("als", "lightfm", "item_item", "text_intent", "text_map", "popularity")
@@ -123,7 +124,9 @@ def sequence_keys() -> list[Key]:
 def tower_keys() -> list[Key]:
     """The flat keys of the tower as a model; how it is trained, RecBole's own keys say."""
     described = [*section_keys("text", TextSettings), *section_keys("history", HistorySettings)]
-    return [*described, *section_keys("intent_tower", TowerShape, prefix="intent_tower_")]
+    shape = section_keys("intent_tower", TowerShape, prefix="intent_tower_")
+    tuned = section_keys("finetune", FinetuneSettings, prefix="finetune_")
+    return [*described, *shape, *tuned]
 
 
 def read_model_settings(

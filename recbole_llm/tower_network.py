@@ -11,7 +11,7 @@ score is their scaled product.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -21,7 +21,6 @@ from torch import nn
 from torch.nn.functional import (
     binary_cross_entropy_with_logits,
     cross_entropy,
-    embedding,
     embedding_bag,
     logsigmoid,
     mse_loss,
@@ -32,6 +31,7 @@ from recbole_llm.completion import TextFeatures
 from recbole_llm.factors import Index, Mask, Rows, Table
 from recbole_llm.sequence_network import ItemRows, product
 from recbole_llm.settings import setting
+from recbole_llm.text_network import TextNetwork
 from recbole_llm.training_data import History, entries
 
 # Items that a step ranks against each other: fewer are as good, and their square is the cost.
@@ -138,17 +138,15 @@ class UserTower(nn.Module):
         if self.is_mean:
             shares = counts
         else:
-            shares = (
-                counts.log() * self.behaviour + embedding(items, rows @ self.query[:, None])[:, 0]
-            )
+            shares = counts.log() * self.behaviour + (rows @ self.query).index_select(0, items)
             if history.age is not None:
                 ages = torch.from_numpy(history.age.astype(np.int64)).to(device)
-                shares = shares + embedding(ages, self.places[:, None])[:, 0]
+                shares = shares + self.places.index_select(0, ages)
             # The greatest of all stands for each user's: they differ by far less than exp can.
             shares = (shares - shares.max().detach()).exp() if len(shares) else shares
         n_users = history.weights.shape[0]
         totals = torch.zeros(n_users, device=device).index_add(0, owners, shares)
-        shares = shares / embedding(owners, totals[:, None])[:, 0]
+        shares = shares / totals.index_select(0, owners)
         starts = torch.from_numpy(history.weights.indptr.astype(np.int64)).to(device)
         return embedding_bag(
             items, rows, starts, mode="sum", per_sample_weights=shares, include_last_offset=True
@@ -204,12 +202,12 @@ class ReactionTower(nn.Module):
         device = rows.device
         owners, items = (torch.from_numpy(part).to(device) for part in entries(history.weights))
         weights = torch.from_numpy(history.weights.data).to(device)
-        rest = (weights - 1) / self.spread - embedding(items, biases[:, None])[:, 0]
+        rest = (weights - 1) / self.spread - biases.index_select(0, items)
         zeros = torch.zeros(history.weights.shape[0], device=device)
         counts = zeros.index_add(0, owners, torch.ones_like(rest))
         own = zeros.index_add(0, owners, rest) / (counts + _DAMPING)
-        rest = rest - embedding(owners, own[:, None])[:, 0]
-        shares = embedding(items, (rows @ self.query)[:, None])[:, 0].exp() * (rest + self.neutral)
+        rest = rest - own.index_select(0, owners)
+        shares = (rows @ self.query).index_select(0, items).exp() * (rest + self.neutral)
         starts = torch.from_numpy(history.weights.indptr.astype(np.int64)).to(device)
         sums = embedding_bag(
             items,
@@ -248,6 +246,7 @@ class Tower(nn.Module):
         own_texts: features of what the users say of themselves, by the items' encoders; or None.
         shape: the settings.
         start: float32 (n_items, dimensions), what the items' own rows start from; or None.
+        text: what makes the first block of ``features`` and learns too; None: nothing does.
     """
 
     def __init__(
@@ -257,6 +256,7 @@ class Tower(nn.Module):
         own_texts: TextFeatures | None,
         shape: TowerShape,
         start: Table | None = None,
+        text: TextNetwork | None = None,
     ) -> None:
         super().__init__()
         self.shape, self.history, self.own_texts = shape, history, own_texts
@@ -281,6 +281,7 @@ class Tower(nn.Module):
         share = np.maximum(counts, 1) / max(1, history.weights.nnz)
         self.log_share = torch.from_numpy(np.log(share).astype(np.float32))
         self.warm = np.flatnonzero(np.bincount(history.weights.indices, minlength=n_items))
+        self.text, self.encoder_learns = text, False
         self.seen, self.rng = history, np.random.default_rng(0)
 
     def _start_values(self) -> None:
@@ -331,10 +332,10 @@ class Tower(nn.Module):
         if self.shape.loss == "bpr":
             asked = np.r_[items, self._negatives(users)]
         live, place = np.unique(np.r_[seen.weights.indices, asked], return_inverse=True)
-        rows = self.items(live)
+        rows = self._rows(live, asked)
         intents = self._intents(rows, seen, place[:n_seen], users)
         device = rows.device
-        wanted = embedding(torch.from_numpy(place[n_seen:]).to(device), rows)
+        wanted = rows.index_select(0, torch.from_numpy(place[n_seen:]).to(device))
         if self.shape.loss == "bpr":
             wanted, below = wanted.split(len(items))
             margins = (intents * (wanted - below)).sum(dim=1)
@@ -345,6 +346,25 @@ class Tower(nn.Module):
             torch.from_numpy(items).to(device),
             self.shape.popularity_exponent * self.log_share.to(device),
         )
+
+    def _rows(self, live: Index, asked: Index) -> torch.Tensor:
+        """Rows of items; while the encoder learns, it reads those that are asked for anew."""
+        if not self.encoder_learns:
+            return self.items(live)
+        assert self.text is not None
+        targets = np.unique(asked)
+        block = self.items.features.blocks[0]
+        assert isinstance(block, np.ndarray)
+        vectors = torch.from_numpy(block[live]).to(self.items.own.device)
+        at = torch.from_numpy(np.searchsorted(live, targets)).to(vectors.device)
+        return self.items(live, vectors.index_copy(0, at, self.text(targets)))
+
+    def refresh(self) -> None:
+        """Let the histories' rows and the tables be those of the encoder as it is now."""
+        if self.text is not None:
+            features = self.items.features
+            rows = self.text.rows(np.arange(len(features.has_text)))
+            self.items.features = replace(features, blocks=(rows, *features.blocks[1:]))
 
     def value_loss(self, users: Index, items: Index, wanted: torch.Tensor) -> torch.Tensor:
         """How far single scores are from what is known of them, with the L2 penalty.
@@ -359,14 +379,14 @@ class Tower(nn.Module):
         seen = without(self.seen[users], items)
         n_seen = len(seen.weights.indices)
         live, place = np.unique(np.r_[seen.weights.indices, items], return_inverse=True)
-        rows = self.items(live)
+        rows = self._rows(live, items)
         device = rows.device
         biases = self.biases[torch.from_numpy(live).to(device)]
         shape = (len(users), len(live))
         weights = sp.csr_matrix((seen.weights.data, place[:n_seen], seen.weights.indptr), shape)
         intents, of_users = self.users(rows, biases, History(weights, seen.age))
         at = torch.from_numpy(place[n_seen:]).to(device)
-        rated, of_items = embedding(at, rows), embedding(at, biases[:, None])[:, 0]
+        rated, of_items = rows.index_select(0, at), biases.index_select(0, at)
         found = self.base + of_users + of_items + (intents * rated).sum(dim=1)
         measure = mse_loss if self.shape.loss == "mse" else binary_cross_entropy_with_logits
         lengths = intents.square().sum(dim=1) + rated.square().sum(dim=1) + of_items.square()

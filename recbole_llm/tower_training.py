@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from recbole_llm.errors import FitError
 from recbole_llm.factors import Index
@@ -21,15 +22,22 @@ class TowerOptimizer:
     """
 
     def __init__(self, tower: Tower, learning_rate: float, weight_decay: float = 0.0) -> None:
+        text = tower.text
+        encoder = [] if text is None else text.groups(text.settings.learning_rate)
+        tuned = {id(parameter) for group in encoder for parameter in group["params"]}
         sparse = {id(parameter) for parameter in tower.items.sparse_parameters()}
         learned = [parameter for parameter in tower.parameters() if parameter.requires_grad]
         self.parts: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(
-                [parameter for parameter in learned if id(parameter) not in sparse],
+                [
+                    {"params": [p for p in learned if id(p) not in sparse | tuned]},
+                    *encoder,
+                ],
                 lr=learning_rate,
                 weight_decay=weight_decay,
             )
         ]
+        self.encoder = [(group, group["lr"]) for group in self.parts[0].param_groups[1:]]
         rows = [parameter for parameter in learned if id(parameter) in sparse]
         if rows:
             self.parts.append(torch.optim.SparseAdam(rows, lr=learning_rate))
@@ -43,6 +51,11 @@ class TowerOptimizer:
         """Move every parameter along its gradient."""
         for part in self.parts:
             part.step()
+
+    def warm_up(self, share: float) -> None:
+        """Set the encoder's rates to a share of what they are."""
+        for group, rate in self.encoder:
+            group["lr"] = rate * share
 
     def state_dict(self) -> dict[str, Any]:
         """The averages of all steps."""
@@ -78,39 +91,73 @@ class TowerTraining:
         self.optimizer = TowerOptimizer(tower, learning_rate, weight_decay)
 
     def run_epoch(
-        self, number: int, n_rows: int, loss_of: Callable[[Index], torch.Tensor]
+        self, number: int, items: Index, loss_of: Callable[[Index], torch.Tensor]
     ) -> float:
         """One pass over all training rows in a random order.
 
         Args:
             number: of the epoch, from 0 on.
-            n_rows: how many rows there are.
+            items: int64 (n,), the item of each row.
             loss_of: rows of one step, int64, to their mean loss.
 
         Returns:
             The mean loss.
 
         Raises:
-            FitError: a loss is no number; the weights are those before that step.
+            FitError: a loss is no number (the weights are those before that step), or the memory
+                is full.
         """
-        rng = np.random.default_rng([self.seed, number])
-        self.tower.train()
-        self.tower.start_epoch(rng)
-        order, total = rng.permutation(n_rows), 0.0
-        with random_numbers(self.seed + number, self.tower.items.own.device):
-            for step, start in enumerate(range(0, n_rows, self.batch_size)):
-                rows = order[start : start + self.batch_size]
-                loss = loss_of(rows)
-                if not torch.isfinite(loss):
+        rng, tower = np.random.default_rng([self.seed, number]), self.tower
+        text = tower.text
+        tower.encoder_learns = text is not None and number >= text.settings.head_epochs
+        tower.train()
+        if text is not None and not tower.encoder_learns:
+            text.eval()
+        tower.start_epoch(rng)
+        batches, total = self._batches(items, rng), 0.0
+        together = text.settings.accumulation if text is not None and tower.encoder_learns else 1
+        with random_numbers(self.seed + number, tower.items.own.device):
+            for step, rows in enumerate(batches):
+                try:
+                    loss = loss_of(rows)
+                    if not torch.isfinite(loss):
+                        raise FitError(
+                            f"the loss is {loss.item()} at step {step} of epoch {number}; lower "
+                            "`learning_rate`"
+                        )
+                    (loss / together).backward()
+                except (torch.OutOfMemoryError, MemoryError) as error:
                     raise FitError(
-                        f"the loss is {loss.item()} at step {step} of epoch {number}; lower the "
-                        "learning rate"
-                    )
-                self.optimizer.zero_grad()
-                loss.backward()
-                self.optimizer.step()
+                        "the memory is full; lower `train_batch_size`, or while the encoder "
+                        "learns `finetune_batch_items` (and raise `finetune_accumulation`), or "
+                        "choose `finetune: last_n` or `lora`"
+                    ) from error
                 total += loss.item() * len(rows)
-        return total / max(1, n_rows)
+                if (step + 1) % together == 0 or step + 1 == len(batches):
+                    self._move(step, len(batches))
+        if tower.encoder_learns:
+            tower.refresh()
+        return total / max(1, len(items))
+
+    def _move(self, step: int, n_steps: int) -> None:
+        text = self.tower.text
+        if text is not None and self.tower.encoder_learns:
+            rising = text.settings.warm_up * n_steps
+            self.optimizer.warm_up(min(1.0, (step + 1) / rising) if rising else 1.0)
+            nn.utils.clip_grad_norm_(text.parameters(), text.settings.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _batches(self, items: Index, rng: np.random.Generator) -> list[Index]:
+        """Rows of each step: some rows; or some items with all their rows, each encoded once."""
+        order = rng.permutation(len(items))
+        size = self.batch_size
+        text = self.tower.text
+        if text is None or not self.tower.encoder_learns:
+            return [order[start : start + size] for start in range(0, len(order), size)]
+        distinct, item = np.unique(items[order], return_inverse=True)
+        group = rng.permutation(len(distinct))[item] // text.settings.batch_items
+        return [order[group == number] for number in range(int(group.max(initial=-1)) + 1)]
 
 
 @contextmanager

@@ -15,6 +15,7 @@ LAYERS = [
     ["importing", "cold_split"],
     ["encoders", "evaluation"],
     ["embedding_cache", "intent", "completion", "cold_metrics", "sequence_network"],
+    ["text_network"],
     ["tower_network"],
     ["tower_training"],
     ["signals"],

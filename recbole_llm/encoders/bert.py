@@ -130,6 +130,14 @@ class BertEncoder:
         rows = self._run(distinct or [" "])[: len(distinct)]
         return spread_rows(rows, places)
 
+    def network(self) -> SentenceTransformer:
+        """The pretrained network itself, anew: whoever trains it leaves this encoder as it is.
+
+        Raises:
+            SettingsError: it cannot be loaded.
+        """
+        return _load(self._folder, self.model, self.options.device)
+
     def _run(self, texts: list[str]) -> Table:
         network = self._network
         most = _CHARACTERS_PER_TOKEN * (network.max_seq_length or _MAX_TOKENS)

@@ -6,6 +6,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 from recbole.trainer import TraditionalTrainer, Trainer
 
 from recbole_llm.host.config import settings_in_force, test_history, versions
@@ -82,6 +83,10 @@ class TablesTrainer(_TablesKeeper, TraditionalTrainer):
 class TowerTrainer(_TablesKeeper):
     """Epochs of a tower, after each of which its tables are made."""
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.model.save_encoder(Path(self.saved_model_file).absolute().with_suffix(".encoder"))
+        super()._save_checkpoint(*args, **kwargs)
+
     def _build_optimizer(self, **kwargs: Any) -> Any:
         self._training = TowerTraining(
             self.model.tower,
@@ -94,11 +99,15 @@ class TowerTrainer(_TablesKeeper):
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> float:
         rows = train_data._dataset.inter_feat
-        start = perf_counter()
+        items, start = rows[train_data._dataset.iid_field].numpy(), perf_counter()
         loss = self._training.run_epoch(
-            epoch_idx, len(rows), lambda step: self.model.calculate_loss(rows[step])
+            epoch_idx, items, lambda step: self.model.calculate_loss(rows[step])
         )
-        self.logger.info(f"{len(rows) / (perf_counter() - start):,.0f} interactions a second")
+        seconds = perf_counter() - start
+        encoded = (
+            f", {len(np.unique(items)) / seconds:,.0f} items" * self.model.tower.encoder_learns
+        )
+        self.logger.info(f"{len(rows) / seconds:,.0f} interactions{encoded} a second")
         self.model.make_tables()
         valid = self._parts[1]
         if self.model.signal.loss == "bce" and valid is not None and len(valid):

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from recbole.utils import ModelType
 
+from recbole_llm.atomic_files import new_folder
 from recbole_llm.calibration import calibration_error, fit_platt, probabilities
+from recbole_llm.encoders import EncoderOptions, build
+from recbole_llm.encoders.bert import BertEncoder
+from recbole_llm.errors import SettingsError
 from recbole_llm.factors import Table
 from recbole_llm.fitting import encode, model_of
+from recbole_llm.host.config import given_settings
 from recbole_llm.host.dataset import TablesDataset
 from recbole_llm.model_settings import tower_keys
 from recbole_llm.models.tables_recommender import TablesRecommender
 from recbole_llm.scoring import Scorer
-from recbole_llm.settings import Key
+from recbole_llm.settings import Key, read_section
+from recbole_llm.signals.base import with_settings
 from recbole_llm.signals.intent_tower import IntentTowerSignal
+from recbole_llm.text_network import FinetuneSettings, TextNetwork
 
 _SIGNAL = "intent_tower"
 
@@ -72,7 +81,59 @@ class IntentTower(TablesRecommender):
         self.calibration: torch.Tensor
         self.register_buffer("calibration", torch.tensor([1.0, 0.0]))
         self._values: Scorer | None = None
-        self.tower = signal.tower(self.source.data, self.run)
+        self.tower = signal.tower(
+            self.source.data, self.run, self._text_network(given_settings(config))
+        )
+
+    def _text_network(self, given: Mapping[str, Any]) -> TextNetwork | None:
+        """The encoder that learns: the first network of `encoder`, which comes first from now on.
+
+        Raises:
+            SettingsError: none of the encoders is a network, or no item has a text.
+        """
+        settings = read_section(FinetuneSettings, given, prefix="finetune_")
+        if settings.finetune == "frozen":
+            return None
+        options = EncoderOptions(str(self.device), progress=False)
+        encoders = {spec: build(spec, options) for spec in self.signal.encoders}
+        networks = [spec for spec, found in encoders.items() if isinstance(found, BertEncoder)]
+        if not networks or self.source.item_texts is None:
+            raise SettingsError(
+                f"`finetune: {settings.finetune}` trains a network on the items' texts, and "
+                f"`encoder` has {', '.join(encoders)}; name `bert` or a model's folder"
+                if not networks
+                else f"`finetune: {settings.finetune}` needs items with texts, and none has one"
+            )
+        others = [spec for spec in encoders if spec != networks[0]]
+        self.signal = with_settings(self.signal, {"encoders": (networks[0], *others)})
+        chosen = encoders[networks[0]]
+        assert isinstance(chosen, BertEncoder)
+        text = TextNetwork(chosen.network(), self.source.data.item_texts, settings)
+        learned, every = text.n_learned
+        self.logger.info(
+            f"finetune: {settings.finetune}: {learned:,} of the encoder's {every:,} weights move "
+            f"({learned / every:.2%}), from epoch {settings.head_epochs} on"
+        )
+        return text
+
+    def save_encoder(self, folder: Path) -> None:
+        """Write the tuned encoder, and let the tables say that it made them."""
+        if self.tower.text is None:
+            return
+        with new_folder(folder, overwrite=True) as filling:
+            self.tower.text.save(filling)
+        others = self.signal.encoders[1:]
+        spec = f"bert:{folder}"
+        tuned = build(spec, EncoderOptions(progress=False))
+        kept = {name: self.source.encoders[name] for name in others}
+        self.newcomers = replace(
+            self.newcomers,
+            encoders={spec: tuned.fingerprint(), **kept},
+            signals=tuple(
+                replace(signal, settings={**signal.settings, "encoders": (spec, *others)})
+                for signal in self.newcomers.signals
+            ),
+        )
 
     @classmethod
     def setting_keys(cls) -> list[Key]:
@@ -132,6 +193,8 @@ class IntentTower(TablesRecommender):
         """Take the tables from a checkpoint."""
         super().load_other_parameter(para)
         self._values = None
+        if para is not None and self.tower.is_valued:
+            self.tower.refresh()
 
     def make_tables(self) -> None:
         """Score by what the towers say now."""

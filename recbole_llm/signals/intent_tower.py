@@ -25,6 +25,7 @@ from recbole_llm.signals.base import (
     last_good_epoch,
     with_settings,
 )
+from recbole_llm.text_network import TextNetwork
 from recbole_llm.tower_network import (
     VALUED,
     Tower,
@@ -103,13 +104,17 @@ class IntentTowerSignal(TowerShape, SingleSignal):
             tower, learning_rate=self.learning_rate, batch_size=self.batch_size, seed=run.seed
         )
         for number in count():
-            training.run_epoch(
-                number, len(users), lambda rows: tower.loss(users[rows], items[rows])
-            )
+            training.run_epoch(number, items, lambda rows: tower.loss(users[rows], items[rows]))
             yield tower
 
-    def tower(self, data: TrainingData, run: RunOptions) -> Tower:
-        """The towers before any training: texts by random projection, own rows by ALS."""
+    def tower(self, data: TrainingData, run: RunOptions, text: TextNetwork | None = None) -> Tower:
+        """The towers before any training: texts by random projection, own rows by ALS.
+
+        Args:
+            data: of the training part.
+            run: device and seed.
+            text: what makes the rows of the first of ``encoders``, and learns with them.
+        """
         features, own_texts = map(self._features, (data.item_embeddings, data.user_embeddings))
         start = None
         if self.identities and self.loss not in VALUED:
@@ -117,7 +122,7 @@ class IntentTowerSignal(TowerShape, SingleSignal):
             start = unit_rows(als.items) * _START
         device = torch.device(run.device)
         with random_numbers(run.seed, device):
-            tower = Tower(features, data.history, own_texts, self, start)
+            tower = Tower(features, data.history, own_texts, self, start, text)
         return tower.to(device)
 
     @staticmethod

@@ -1,0 +1,233 @@
+"""A text encoder as a network that learns: which weights move, and texts as tokens in memory.
+
+LoRA: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2022, by `peft`. Rates that
+fall from layer to layer: Howard, Ruder, "Universal Language Model Fine-tuning", 2018.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.functional import normalize
+
+from recbole_llm.encoders.base import distinct_texts
+from recbole_llm.errors import SettingsError
+from recbole_llm.factors import Index, Table
+from recbole_llm.settings import Words, setting
+
+logger = logging.getLogger(__name__)
+
+# Texts of about one length that go through the network together: more would mostly be padding.
+_TOGETHER = 64
+_ENCODED_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """Which of the encoder's weights are trained, and how."""
+
+    finetune: str = setting(
+        "frozen",
+        "What of the text encoder is trained: frozen (nothing), last_n (its last layers), lora "
+        "(small added matrices; `pip install recbole_llm[finetune]`), or full.",
+        choices=("frozen", "last_n", "lora", "full"),
+        key="finetune",
+    )
+    last_n: int = setting(2, "Layers that `finetune: last_n` trains.", at_least=1, key="last_n")
+    lora_rank: int = setting(8, "Rank of the matrices that LoRA adds.", at_least=1, key="lora_rank")
+    lora_modules: Words = setting(
+        ("query", "value"), "The encoder's linear modules that LoRA adds to.", key="lora_modules"
+    )
+    learning_rate: float = setting(3e-5, "Step of Adam for the encoder's top layer.", above=0.0)
+    layer_decay: float = setting(
+        0.8, "What a layer's step is of the one above it.", above=0.0, at_most=1.0
+    )
+    head_epochs: int = setting(
+        2, "Epochs in which the encoder stands still, so that the towers come first.", at_least=0
+    )
+    batch_items: int = setting(
+        256, "Items of a step, with all their interactions, while the encoder learns.", at_least=2
+    )
+    accumulation: int = setting(1, "Steps of gradients that make one of the weights.", at_least=1)
+    warm_up: float = setting(
+        0.1,
+        "Share of an epoch's steps in which the encoder's rate rises.",
+        at_least=0.0,
+        at_most=1.0,
+    )
+    weight_decay: float = setting(0.01, "Weight decay of the encoder.", at_least=0.0)
+    clip_norm: float = setting(1.0, "Longest gradient of the encoder.", above=0.0)
+
+
+class TextNetwork(nn.Module):
+    """A sentence-transformers network over fixed texts; rows have length 1, blank texts' are zero.
+
+    Args:
+        network: pretrained; some of its weights will move.
+        texts: n texts.
+        settings: which.
+
+    Raises:
+        SettingsError: LoRA does not find its modules, or `peft` is missing.
+    """
+
+    network: Any
+
+    def __init__(self, network: Any, texts: Sequence[str], settings: FinetuneSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.network = network
+        distinct, places = distinct_texts(texts)
+        self.places = places
+        limit = network.max_seq_length or network.tokenizer.model_max_length
+        tokens = network.tokenizer(distinct, truncation=False, verbose=False)["input_ids"]
+        n_long = sum(len(text) > limit for text in tokens)
+        if n_long:
+            logger.warning(
+                f"{n_long:,} of {len(distinct):,} texts are longer than the encoder's {limit} "
+                "tokens; it reads their beginnings"
+            )
+            cut = network.tokenizer(distinct, truncation=True, max_length=limit)
+            tokens = cut["input_ids"]
+        self.tokens = [np.array(text, dtype=np.int32) for text in tokens]
+        self._choose_weights()
+        self.width = self.rows(np.zeros(0, dtype=np.int64)).shape[1]
+
+    @property
+    def n_learned(self) -> tuple[int, int]:
+        """Weights of the encoder that move, and all."""
+        sizes = [(p.numel(), p.requires_grad) for p in self.network.parameters()]
+        return sum(n for n, moves in sizes if moves), sum(n for n, _ in sizes)
+
+    def forward(self, items: Index) -> torch.Tensor:
+        """Rows of some texts, float32 (n, d), by batches of like length.
+
+        Args:
+            items: int64 (n,), places of the texts, each once.
+        """
+        device = next(self.network.parameters()).device
+        rows = torch.zeros(len(items), self.width, device=device)
+        texts = self.places[items]
+        known = np.flatnonzero(texts >= 0)
+        order = known[np.argsort([len(self.tokens[text]) for text in texts[known]], kind="stable")]
+        parts = [order[start : start + _TOGETHER] for start in range(0, len(order), _TOGETHER)]
+        found = [self._encode([self.tokens[text] for text in texts[part]]) for part in parts]
+        if found:
+            at = torch.from_numpy(order).to(device)
+            rows = rows.index_copy(0, at, torch.cat(found).float())
+        return rows
+
+    @torch.no_grad()
+    def rows(self, items: Index) -> Table:
+        """The rows as they are now, float32 (n, d), without dropout."""
+        self.eval()
+        if not len(items):
+            blank = np.zeros(1, dtype=np.int32)
+            return self._encode([blank]).cpu().numpy()[:0]
+        starts = range(0, len(items), _ENCODED_AT_ONCE)
+        parts = [self(items[start : start + _ENCODED_AT_ONCE]) for start in starts]
+        return torch.cat(parts).cpu().numpy()
+
+    def groups(self, rate: float) -> list[dict[str, Any]]:
+        """The weights that move, for an optimizer: each layer with a rate of its own."""
+        layers, decay = list(_layers(self.network)), self.settings.layer_decay
+        depth = {
+            id(weight): len(layers) - 1 - number
+            for number, layer in enumerate(layers)
+            for weight in layer.parameters()
+        }
+        groups: dict[int, list[nn.Parameter]] = {}
+        for weight in self.network.parameters():
+            if weight.requires_grad:
+                groups.setdefault(depth.get(id(weight), len(layers)), []).append(weight)
+        decayed = self.settings.weight_decay
+        return [
+            {"params": weights, "lr": rate * decay**below, "weight_decay": decayed}
+            for below, weights in sorted(groups.items())
+        ]
+
+    def save(self, folder: Path) -> None:
+        """The network as it is, in Hugging Face's layout, with what LoRA added merged in."""
+        network = self.network
+        if self.settings.finetune == "lora":
+            network = deepcopy(network)
+            _set_transformer(network, _transformer(network).merge_and_unload())
+        network.save(str(folder), create_model_card=False)
+
+    def _encode(self, tokens: Sequence[NDArray[np.int32]]) -> torch.Tensor:
+        device = next(self.network.parameters()).device
+        longest = max(map(len, tokens))
+        ids = np.full((len(tokens), longest), self.network.tokenizer.pad_token_id or 0)
+        for row, text in zip(ids, tokens, strict=True):
+            row[: len(text)] = text
+        mask = np.arange(longest) < np.array([len(text) for text in tokens])[:, None]
+        features = {
+            "input_ids": torch.from_numpy(ids).to(device),
+            "attention_mask": torch.from_numpy(mask.astype(np.int64)).to(device),
+        }
+        # bfloat16 needs no scaling of the loss; a CPU without it only gets slower.
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            return normalize(self.network(features)["sentence_embedding"].float(), dim=-1)
+
+    def _choose_weights(self) -> None:
+        kind = self.settings.finetune
+        self.network.requires_grad_(kind == "full")
+        if kind == "last_n":
+            for layer in list(_layers(self.network))[-self.settings.last_n :]:
+                layer.requires_grad_(True)
+        if kind == "lora":
+            _set_transformer(self.network, self._with_lora(_transformer(self.network)))
+
+    def _with_lora(self, transformer: nn.Module) -> nn.Module:
+        try:
+            from peft import LoraConfig, get_peft_model
+        except ImportError as error:
+            raise SettingsError(
+                "`finetune: lora` needs `peft`; run `pip install recbole_llm[finetune]`"
+            ) from error
+        wanted = self.settings.lora_modules
+        there = {
+            name.rpartition(".")[2]
+            for name, module in transformer.named_modules()
+            if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+        }
+        missing = [name for name in wanted if name not in there]
+        if missing:
+            raise SettingsError(
+                f"`lora_modules`: the encoder has no {', '.join(missing)}; it has "
+                f"{', '.join(sorted(there))}"
+            )
+        config = LoraConfig(
+            r=self.settings.lora_rank,
+            lora_alpha=2 * self.settings.lora_rank,
+            target_modules=list(wanted),
+        )
+        return get_peft_model(transformer, config)
+
+
+def _transformer(network: Any) -> nn.Module:
+    return network[0]._modules[_name(network)]
+
+
+def _set_transformer(network: Any, transformer: nn.Module) -> None:
+    network[0]._modules[_name(network)] = transformer
+
+
+def _name(network: Any) -> str:
+    """What sentence-transformers calls the model: `auto_model` up to release 5, then `model`."""
+    return "auto_model" if "auto_model" in network[0]._modules else "model"
+
+
+def _layers(network: nn.Module) -> nn.ModuleList:
+    """The stack of the network's layers, from the lowest to the top: its longest list."""
+    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len, default=nn.ModuleList())

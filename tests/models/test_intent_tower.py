@@ -1,0 +1,131 @@
+"""IntentTower beyond the contract: what it learns, what it writes, and what it refuses."""
+
+import logging
+
+import numpy as np
+import pytest
+
+import recbole_llm
+from recbole_llm.errors import FitError, SettingsError
+from recbole_llm.saved_tables import read_tables
+from recbole_llm.serving import Recommender
+
+QUICK = {
+    "encoder": "lexical",
+    "embedding_cache": "none",
+    "epochs": 12,
+    "train_batch_size": 256,
+    "learning_rate": 0.02,
+    "intent_tower_dimensions": 16,
+    "show_progress": False,
+    "state": "INFO",
+}
+WORDS = ["red wool coat", "steel kitchen knife"]
+
+
+@pytest.fixture(scope="module")
+def data_path(tmp_path_factory):
+    """80 users of two tastes; ratings are 5 for one's own taste and 1 or 2 for the other."""
+    rng = np.random.default_rng(0)
+    place = tmp_path_factory.mktemp("data")
+    (place / "taste").mkdir()
+    rows = [
+        f"u{user}\ti{item}\t{5 if (user + item) % 2 == 0 else rng.integers(1, 3)}\t{step}"
+        for user in range(80)
+        for step, item in enumerate(rng.choice(40, 15, replace=False))
+    ]
+    head = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
+    (place / "taste" / "taste.inter").write_text("\n".join([head, *rows]) + "\n")
+    titles = [f"i{item}\t{WORDS[item % 2]} {item}" for item in range(40)]
+    (place / "taste" / "taste.item").write_text(
+        "\n".join(["item_id:token\ttitle:token_seq", *titles]) + "\n"
+    )
+    (place / "taste" / "taste.yaml").write_text(
+        "load_col: {inter: [user_id, item_id, rating, timestamp], item: [item_id, title]}\n"
+    )
+    return place
+
+
+def run(data_path, folder, monkeypatch, **settings):
+    monkeypatch.chdir(folder)  # RecBole writes its logs there
+    place = {"data_path": str(data_path), "checkpoint_dir": str(folder)}
+    return recbole_llm.run("IntentTower", "taste", config_dict={**place, **QUICK, **settings})
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_ratings_are_learned_on_the_datas_own_scale(data_path, tmp_path, monkeypatch, normalised):
+    result = run(data_path, tmp_path, monkeypatch, loss="mse", normalize_all=normalised)
+    assert result["test_result"]["rmse"] < 1.0  # of ratings whose standard deviation is 1.8
+    assert result["test_result"]["mae"] > 0.2
+
+
+def test_clicks_are_learned_as_calibrated_chances(data_path, tmp_path, monkeypatch, caplog):
+    with caplog.at_level(logging.INFO):
+        result = run(data_path, tmp_path, monkeypatch, loss="bce", threshold={"rating": 4})
+    assert result["test_result"]["auc"] > 0.9
+    assert result["test_result"]["logloss"] < 0.5
+    assert any("calibration error on the validation part" in line for line in caplog.messages)
+
+
+def test_a_visitor_of_a_model_of_ratings_gets_what_is_like_her_likes(
+    data_path, tmp_path, monkeypatch
+):
+    run(data_path, tmp_path, monkeypatch, loss="mse")
+    recommender = Recommender.load(next(tmp_path.glob("*.pth")))
+    found = recommender.recommend_for(liked=["i0", "i2"], k=5)
+    assert np.isfinite(found["score"]).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": "bce"}, "`loss: bce` needs clicks.*`threshold`"),
+        ({"loss": "mse", "load_col": {"inter": ["user_id", "item_id"]}}, "`loss: mse` needs rat"),
+        ({"loss": "mse", "metrics": ["NDCG"]}, "`metrics` holds NDCG"),
+        ({"loss": "hinge"}, "`loss` must be one of"),
+        ({"finetune": "full"}, "`encoder` has lexical; name `bert`"),
+        ({"intent_tower_epochs": 3}, "unknown setting `intent_tower_epochs`"),
+    ],
+)
+def test_a_wrong_setting_is_named(data_path, tmp_path, monkeypatch, settings, message):
+    with pytest.raises(SettingsError, match=message):
+        run(data_path, tmp_path, monkeypatch, **settings)
+
+
+def test_a_lost_loss_stops_with_its_step_and_keeps_the_last_checkpoint(
+    data_path, tmp_path, monkeypatch
+):
+    from recbole_llm.tower_network import Tower
+
+    lawful, calls = Tower.loss, []
+
+    def loss(tower, users, items):
+        calls.append(users)
+        return lawful(tower, users, items) * (float("nan") if len(calls) > 12 else 1.0)
+
+    monkeypatch.setattr(Tower, "loss", loss)
+    with pytest.raises(FitError, match=r"the loss is nan at step \d+ of epoch [1-9]"):
+        run(data_path, tmp_path, monkeypatch)
+    (checkpoint,) = tmp_path.glob("*.pth")
+    assert np.isfinite(read_tables(checkpoint).blocks[0].items).all()
+
+
+@pytest.mark.parametrize("kind", ["last_n", "full"])
+def test_a_tuned_encoder_is_saved_and_serves_new_items(data_path, tmp_path, monkeypatch, kind):
+    run(
+        data_path,
+        tmp_path,
+        monkeypatch,
+        encoder="bert,lexical",
+        finetune=kind,
+        finetune_head_epochs=1,
+        finetune_batch_items=20,
+        epochs=2,
+    )
+    (folder,) = tmp_path.glob("*.encoder")
+    assert list(folder.glob("*.safetensors"))
+    recommender = Recommender.load(next(tmp_path.glob("*.pth")))
+    found = recommender.recommend_for(liked=["i0", "i2"], k=5)
+    assert np.isfinite(found["score"]).all()
+    told = recommender.recommend_for(intent="a warm red coat", k=5)
+    assert np.isfinite(told["score"]).all()

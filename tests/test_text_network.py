@@ -1,0 +1,105 @@
+"""The encoder that learns, with a tiny BERT that is made here."""
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_llm.encoders import EncoderOptions, build
+from recbole_llm.errors import SettingsError
+from recbole_llm.text_network import FinetuneSettings, TextNetwork
+
+WORDS = ["red", "blue", "wool", "steel", "coat", "knife", "lamp", "warm", "sharp"]
+TEXTS = ("", "red wool coat", "steel knife", "red wool coat", "blue lamp " * 20, "warm")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A BERT of three layers that reads 16 tokens."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    place = tmp_path_factory.mktemp("bert")
+    (place / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])
+    )
+    tokenizer = BertTokenizerFast(str(place / "vocab.txt"), model_max_length=16)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=16,
+    )
+    BertModel(config).save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    return place
+
+
+def encoder_of(folder):
+    return build(f"bert:{folder}", EncoderOptions(progress=False))
+
+
+def network_of(folder, **settings):
+    return TextNetwork(encoder_of(folder).network(), TEXTS, FinetuneSettings(**settings))
+
+
+def step(text):
+    """One step that pulls two texts apart."""
+    text.train()
+    optimizer = torch.optim.AdamW(text.groups(0.1))
+    rows = text(np.array([1, 2]))
+    (rows[0] @ rows[1]).backward()
+    optimizer.step()
+
+
+def test_rows_are_the_encoders_own_whatever_the_order(folder):
+    text = network_of(folder, finetune="full")
+    items = np.array([5, 0, 4, 2, 3, 1])
+    expected = encoder_of(folder).encode(TEXTS)[items]
+    np.testing.assert_allclose(text.rows(items), expected, atol=1e-5)
+    assert text.rows(items[:0]).shape == (0, 16)
+
+
+def test_long_texts_are_cut_and_counted_once(folder, caplog):
+    network_of(folder, finetune="full")
+    assert [line for line in caplog.messages if "1 of 4 texts are longer than" in line]
+
+
+@pytest.mark.parametrize("kind", ["last_n", "full"])
+def test_what_is_chosen_moves_and_nothing_else(folder, kind):
+    text = network_of(folder, finetune=kind, last_n=1)
+    before = {name: value.clone() for name, value in text.state_dict().items()}
+    step(text)
+    moved = {name for name, value in text.state_dict().items() if (value != before[name]).any()}
+    assert any("layer.2." in name for name in moved)
+    assert any("layer.0." in name for name in moved) == (kind == "full")
+    learned, every = text.n_learned
+    assert (learned == every) == (kind == "full")
+
+
+def test_lower_layers_have_lower_rates(folder):
+    groups = network_of(folder, finetune="full", layer_decay=0.5).groups(0.1)
+    assert [group["lr"] for group in groups] == pytest.approx([0.1, 0.05, 0.025, 0.0125])
+
+
+@pytest.mark.parametrize("kind", ["last_n", "lora", "full"])
+def test_a_saved_network_is_an_encoder_like_any_other(folder, tmp_path, kind):
+    if kind == "lora":
+        pytest.importorskip("peft")
+    text = network_of(folder, finetune=kind)
+    before = text.rows(np.arange(6))
+    step(text)
+    after = text.rows(np.arange(6))
+    assert abs(after - before).max() > 1e-3
+    text.save(tmp_path / "tuned")
+    assert list((tmp_path / "tuned").glob("*.safetensors"))
+    np.testing.assert_allclose(encoder_of(tmp_path / "tuned").encode(TEXTS), after, atol=1e-4)
+
+
+def test_lora_moves_few_weights_and_names_the_modules_that_there_are(folder):
+    pytest.importorskip("peft")
+    learned, every = network_of(folder, finetune="lora", lora_rank=1).n_learned
+    assert 0 < learned < 0.1 * every
+    with pytest.raises(SettingsError, match=r"no c_attn; it has dense, key, query, value"):
+        network_of(folder, finetune="lora", lora_modules=("c_attn",))
