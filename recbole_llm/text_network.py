@@ -33,7 +33,7 @@ _ENCODED_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """Which of the encoder's weights are trained, and how."""
+    """Which of the encoder's weights are trained, how, and from where on."""
 
     finetune: str = setting(
         "frozen",
@@ -65,6 +65,12 @@ class FinetuneSettings:
         at_most=1.0,
     )
     weight_decay: float = setting(0.01, "Weight decay of the encoder.", at_least=0.0)
+    resume: str | None = setting(
+        None,
+        "The file NAME.last.pth of a run of the same settings that was stopped: it goes on after "
+        "its last epoch; none: from the start.",
+        key="resume",
+    )
     clip_norm: float = setting(1.0, "Longest gradient of the encoder.", above=0.0)
 
 
@@ -214,7 +220,7 @@ class TextNetwork(nn.Module):
         return get_peft_model(transformer, config)
 
 
-def _transformer(network: Any) -> nn.Module:
+def _transformer(network: Any) -> Any:
     return network[0]._modules[_name(network)]
 
 

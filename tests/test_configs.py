@@ -6,7 +6,7 @@ import pytest
 import yaml
 from recbole.utils import ModelType
 
-from recbole_llm.model_settings import model_keys, read_model_settings
+from recbole_llm.model_settings import model_keys, read_model_settings, tower_keys
 from recbole_llm.models import MODELS
 from recbole_llm.sequence_network import SequenceShape
 from recbole_llm.settings import TextSettings, read_section
@@ -34,4 +34,5 @@ def test_the_yaml_gives_the_defaults_and_nothing_else(name):
 
 def test_the_readme_lists_every_setting():
     readme = (ROOT / "README.md").read_text()
-    assert not [key.name for key in model_keys(None) if f"| `{key.name}` |" not in readme]
+    keys = {key.name for key in (*model_keys(None), *tower_keys())}
+    assert not [name for name in keys if f"| `{name}` |" not in readme]

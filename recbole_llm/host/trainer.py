@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 from recbole.trainer import TraditionalTrainer, Trainer
 
-from recbole_llm.host.config import settings_in_force, test_history, versions
+from recbole_llm.errors import SettingsError
+from recbole_llm.host.config import given_settings, settings_in_force, test_history, versions
 from recbole_llm.saved_tables import SavedTables, tables_folder, write_tables
 from recbole_llm.tower_training import TowerTraining
 from recbole_llm.whole_file import whole_file
+
+# Ending of the file that a run which is stopped goes on from.
+_LAST = ".last.pth"
 
 
 class _TablesKeeper(Trainer):
@@ -82,6 +86,34 @@ class TablesTrainer(_TablesKeeper, TraditionalTrainer):
 
 class TowerTrainer(_TablesKeeper):
     """Epochs of a tower, after each of which its tables are made."""
+
+    def fit(self, *args: Any, callback_fn: Any = None, **kwargs: Any) -> Any:
+        """As RecBole's; after each epoch a file says where a run that is stopped goes on."""
+        resume = given_settings(self.config).get("resume")
+        if resume is not None:
+            if not Path(resume).is_file():
+                raise SettingsError(f"`resume`: there is no file {resume}")
+            self.resume_checkpoint(resume)
+        last = Path(self.saved_model_file).with_suffix(_LAST)
+
+        def after_epoch(epoch: int, score: float) -> None:
+            # RecBole's own file alone: the tables beside the best one stay.
+            with whole_file(last) as unfinished:
+                Trainer._save_checkpoint(self, epoch, False, saved_model_file=unfinished)
+            if callback_fn is not None:
+                callback_fn(epoch, score)
+
+        found = super().fit(*args, callback_fn=after_epoch, **kwargs)
+        last.unlink(missing_ok=True)
+        return found
+
+    def resume_checkpoint(self, resume_file: Any) -> None:
+        """As RecBole's, from a file of the last epoch; the best one's stays what it is."""
+        super().resume_checkpoint(resume_file)
+        self.saved_model_file = str(resume_file).replace(_LAST, ".pth")
+        tower = self.model.tower
+        if tower.text is not None and self.start_epoch > tower.text.settings.head_epochs:
+            tower.refresh()
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self.model.save_encoder(Path(self.saved_model_file).absolute().with_suffix(".encoder"))

@@ -129,3 +129,31 @@ def test_a_tuned_encoder_is_saved_and_serves_new_items(data_path, tmp_path, monk
     assert np.isfinite(found["score"]).all()
     told = recommender.recommend_for(intent="a warm red coat", k=5)
     assert np.isfinite(told["score"]).all()
+
+
+class _Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("finetune", [{}, {"finetune": "last_n", "encoder": "bert"}])
+def test_a_run_that_was_stopped_goes_on_to_the_same_result(
+    data_path, tmp_path, monkeypatch, finetune
+):
+    settings = {**finetune, "finetune_head_epochs": 1, "finetune_batch_items": 20, "epochs": 4}
+    whole = run(data_path, tmp_path, monkeypatch, **settings, stopping_step=10)
+    folder = tmp_path / "stopped"
+    folder.mkdir()
+
+    def kill(epoch, score):
+        if epoch == 2:
+            raise _Killed
+
+    place = {"data_path": str(data_path), "checkpoint_dir": str(folder)}
+    values = {**place, **QUICK, **settings, "stopping_step": 10}
+    with pytest.raises(_Killed):
+        recbole_llm.run("IntentTower", "taste", config_dict=values, after_epoch=kill)
+    (last,) = folder.glob("*.last.pth")
+    resumed = run(data_path, folder, monkeypatch, **settings, stopping_step=10, resume=str(last))
+    assert resumed["record"]["test"] == whole["record"]["test"]
+    assert resumed["best_valid_score"] == whole["best_valid_score"]
+    assert not list(folder.glob("*.last.pth"))
