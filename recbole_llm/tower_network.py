@@ -28,6 +28,7 @@ from torch.nn.functional import (
 )
 
 from recbole_llm.completion import TextFeatures
+from recbole_llm.evaluation import is_positive
 from recbole_llm.factors import Index, Mask, Rows, Table
 from recbole_llm.sequence_network import ItemRows, product
 from recbole_llm.settings import setting
@@ -396,7 +397,7 @@ class Tower(nn.Module):
         """Warm items, one for each user, that she has nothing to do with; but for rare chances."""
         drawn = self.rng.choice(self.warm, len(users))
         for _ in range(_REDRAWS):
-            known = np.asarray(self.history.weights[users, drawn]).ravel() > 0
+            known = is_positive(self.history.weights, users, drawn[:, None])[:, 0]
             drawn[known] = self.rng.choice(self.warm, int(known.sum()))
         return drawn
 

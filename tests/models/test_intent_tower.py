@@ -40,6 +40,10 @@ def data_path(tmp_path_factory):
     (place / "taste" / "taste.item").write_text(
         "\n".join(["item_id:token\ttitle:token_seq", *titles]) + "\n"
     )
+    said = [f"u{user}\t{WORDS[user % 2]}" for user in range(80)]
+    (place / "taste" / "taste.user").write_text(
+        "\n".join(["user_id:token\twords:token_seq", *said]) + "\n"
+    )
     (place / "taste" / "taste.yaml").write_text(
         "load_col: {inter: [user_id, item_id, rating, timestamp], item: [item_id, title]}\n"
     )
@@ -65,6 +69,20 @@ def test_clicks_are_learned_as_calibrated_chances(data_path, tmp_path, monkeypat
     assert result["test_result"]["auc"] > 0.9
     assert result["test_result"]["logloss"] < 0.5
     assert any("calibration error on the validation part" in line for line in caplog.messages)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "bpr"])
+def test_what_users_say_of_themselves_and_texts_alone_rank(data_path, tmp_path, monkeypatch, loss):
+    result = run(
+        data_path,
+        tmp_path,
+        monkeypatch,
+        loss=loss,
+        val_interval={"rating": "[4,inf)"},
+        user_text_fields="words",
+        intent_tower_identities=False,
+    )
+    assert result["test_result"]["recall@10"] > 0.5  # 0.25 by chance
 
 
 def test_a_visitor_of_a_model_of_ratings_gets_what_is_like_her_likes(
@@ -106,7 +124,7 @@ def test_a_lost_loss_stops_with_its_step_and_keeps_the_last_checkpoint(
     monkeypatch.setattr(Tower, "loss", loss)
     with pytest.raises(FitError, match=r"the loss is nan at step \d+ of epoch [1-9]"):
         run(data_path, tmp_path, monkeypatch)
-    (checkpoint,) = tmp_path.glob("*.pth")
+    (checkpoint,) = set(tmp_path.glob("*.pth")) - set(tmp_path.glob("*.last.pth"))
     assert np.isfinite(read_tables(checkpoint).blocks[0].items).all()
 
 
