@@ -190,7 +190,9 @@ def main():
     for name in args.parts:
         load = round(os.getloadavg()[0], 1)
         began = perf_counter()
-        kept[name] = {"load": load, **PARTS[name](args), "seconds": round(perf_counter() - began)}
+        found = PARTS[name](args)
+        seconds = round(perf_counter() - began)
+        kept[name] = {**kept.get(name, {}), "load": load, **found, "seconds": seconds}
         file.write_text(json.dumps(kept, indent=1) + "\n")
         (RESULTS / "tuning.md").write_text("\n".join(lines_of(kept)))
         print(name, json.dumps(kept[name]))
