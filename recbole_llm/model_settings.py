@@ -13,6 +13,7 @@ from recbole_llm.settings import (
     FusionSettings,
     HistorySettings,
     Key,
+    RankingSettings,
     SearchSettings,
     TextSettings,
     Words,
@@ -115,8 +116,11 @@ def sequence_keys() -> list[Key]:
     described = [*section_keys("text", TextSettings), *section_keys("history", HistorySettings)]
     # The network reads no users' texts, and an item of a sequence is there or not.
     unread = ("user_text_fields", "interaction_weight_field", "behaviour_weights", "test_history")
-    shape = section_keys("sequence", SequenceShape, prefix="sequence_")
-    return [*(key for key in described if key.field not in unread), *shape]
+    return [
+        *(key for key in described if key.field not in unread),
+        *section_keys("ranking", RankingSettings),
+        *section_keys("sequence", SequenceShape, prefix="sequence_"),
+    ]
 
 
 def read_model_settings(
