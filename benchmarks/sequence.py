@@ -16,11 +16,10 @@ import json
 import random
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
+import command
 import numpy as np
 import pandas as pd
 import yaml
@@ -116,18 +115,8 @@ def fit(args, folder, seed, name, settings, seconds):
             "item": ["item_id", field],
         }
     with tempfile.TemporaryDirectory() as place_of_run:
-        given, out = Path(place_of_run) / "values.json", Path(place_of_run) / "out.json"
-        given.write_text(json.dumps(values))
-        done = subprocess.run(
-            [sys.executable, HERE / "sequence_fit.py", given, out],
-            cwd=place_of_run,
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise RuntimeError(f"{values}: {done.stderr[-2000:]}")
-        return {"settings": settings, **json.loads(out.read_text())}
+        found = command.run(values, Path(place_of_run), [str(HERE / "sequence_fit.py")])
+    return {"settings": settings, **found}
 
 
 def best_of(fits, rule):

@@ -1,6 +1,6 @@
 """One fit of `sequence.py` in a process of its own: where it ranks what each user took next.
 
-python benchmarks/sequence_fit.py VALUES.json OUT.json
+python benchmarks/sequence_fit.py --model=… --dataset=… --seconds=… --result_file=…
 Every model is judged by one evaluator over its scores, under two rules. `masked`: what a user has
 taken before is not ranked; `ranked`: it is. Models that can fold a history in know their users by
 validation too when they are tested, as every sequential model does.
@@ -16,6 +16,7 @@ import scipy.sparse as sp
 import torch
 from recbole.utils import get_model, get_trainer, init_seed
 
+from recbole_llm.cli import parse_arguments
 from recbole_llm.host.config import prepare
 from recbole_llm.host.run import load_parts, read_config
 
@@ -93,8 +94,8 @@ def measures(places):
 
 
 def main():
-    values = json.loads(Path(sys.argv[1]).read_text())
-    seconds = values.pop("seconds")
+    values = parse_arguments(sys.argv[1:])
+    seconds, file = float(values.pop("seconds")), Path(values.pop("result_file"))
     started = perf_counter()
     config = read_config(values.pop("model"), values.pop("dataset"), [], values)
     init_seed(config["seed"], config["reproducibility"])
@@ -132,7 +133,7 @@ def main():
         "test": measures(places),
         "places": places.T.tolist(),
     }
-    Path(sys.argv[2]).write_text(json.dumps(found))
+    file.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
