@@ -104,6 +104,7 @@ def everything(args):
                 "wall_seconds": wall,
                 "trials_seconds": span(trials),
                 "first": trials[0].value,
+                "best": max(trial.value for trial in trials if trial.state.name == "COMPLETE"),
                 **run_of(Path(folder) / "out" / "best.yaml", folder),
                 "default_run": command.run(
                     {"model": "HybridFusion", "dataset": "ml-100k", "seed": seed}, Path(folder)
@@ -173,10 +174,11 @@ def of_weights(part):
 
 
 def of_everything(part):
-    head = "seed", "trials", "pruned", "seconds", "first on validation", "best", "its test"
+    head = "seed", "trials", "pruned", "seconds", "first on validation", "best trial's"
+    head += "best.yaml's", "its test"
     rows = [
         [seed, cell["trials"], cell["states"]["PRUNED"], cell["wall_seconds"]]
-        + [cell[key] for key in ("first", "valid", "test", "default_run")]
+        + [cell[key] for key in ("first", "best", "valid", "test", "default_run")]
         for seed, cell in part.items()
         if seed.isdigit()
     ]

@@ -60,6 +60,8 @@ from recbole_llm.whole_file import whole_file
 
 logger = logging.getLogger("recbole_llm.tuning")
 
+# Standard errors on both sides of a 95 % interval.
+_SURE = 1.96
 # They change no trial's value.
 _NOT_IDENTITY = frozenset(
     {
@@ -93,7 +95,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a metric such as ndcg@10 or cold_ndcg@10, encode_seconds or index_dims; may be "
         "given again; default: valid_metric",
     )
-    parser.add_argument("--pick", help='which point of a front: "ndcg@10 >= 0.995*best"')
+    parser.add_argument(
+        "--pick",
+        help='which trial is put in force: best, or of a front "ndcg@10 >= 0.995*best"; default: '
+        "the best, where it is ahead of the settings as they are by more than chance",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="processes on this machine")
     parser.add_argument("--timeout", type=float, help="seconds after which no trial starts")
     parser.add_argument("--sampler", choices=SAMPLERS, default="tpe")
@@ -206,7 +212,8 @@ class _Task:
             raise SettingsError(
                 f"`space`: nothing of {args.model} is searched; name a file of ranges with --space"
             )
-        pick = Pick.parse(args.pick, objectives) if args.pick else None
+        picks = args.pick not in (None, "best")
+        pick = Pick.parse(args.pick, objectives) if picks else None
         return cls(args, config, files, values, given, level, objectives, space, changes, pick)
 
     @property
@@ -545,7 +552,9 @@ def _put_in_force(task: _Task, study: optuna.Study, chosen: FrozenTrial, work: A
     first = task.objectives[0]
     value = chosen.values[0]
     if task.is_ours:
-        value = work.confirmed(chosen)
+        if len(task.objectives) == 1 and task.args.pick is None:
+            chosen = beyond_chance(study, chosen, work)
+        value, _ = work.confirmed(chosen)
         if abs(value - chosen.values[0]) > 5e-7:
             logger.info(
                 f"trial {chosen.number}: {first.name} {value:.6f} by full ranking, "
@@ -566,6 +575,28 @@ def _put_in_force(task: _Task, study: optuna.Study, chosen: FrozenTrial, work: A
     for line in summary(study, task.objectives, chosen):
         logger.info(line)
     logger.info(f"run_recbole --config_files={file}")
+
+
+def beyond_chance(study: optuna.Study, chosen: FrozenTrial, work: Any) -> FrozenTrial:
+    """The trial where it is surely better than the first, which has the settings as they are.
+
+    The best of many trials owes much to chance: where the 95 % interval of its lead over the
+    validation users holds 0, the first trial stays.
+    """
+    first = complete_trials(study)[0]
+    if first.number or chosen.number == first.number:
+        return chosen
+    lead = work.confirmed(chosen)[1] - work.confirmed(first)[1]
+    error = _SURE * lead.std(ddof=1) / len(lead) ** 0.5
+    facts = (
+        f"trial {chosen.number} is ahead of the settings as they are by {lead.mean():+.6f} "
+        f"[{lead.mean() - error:+.6f}, {lead.mean() + error:+.6f}] over {len(lead):,} users"
+    )
+    if lead.mean() > error:
+        logger.info(facts)
+        return chosen
+    logger.info(f"{facts}, no more than chance: these stay (--pick best takes the trial)")
+    return first
 
 
 def _best_settings(task: _Task, found: Mapping[str, Any]) -> dict[str, Any]:
