@@ -267,9 +267,8 @@ class _Level:
         """The fused model; the kept tables stay as they are."""
         whole = {label: _unshared(part) for label, part in fitted.items()}
         source, metric, run = self.source(settings), self.bench.metric, self.bench.run
-        validation = self.bench.validation(source.data.binary, metric)
-        whole_part = Validation.of(source.data.binary, self.bench.valid) or validation
-        return fuse(whole, source, whole_part, settings, metric, run, FitReport())
+        validation = Validation.of(source.data.binary, self.bench.valid)
+        return fuse(whole, source, validation, settings, metric, run, FitReport())
 
     def confirmed(self, trial: FrozenTrial) -> tuple[float, NDArray[np.float64]]:
         """A trial as a run with its settings will have it.

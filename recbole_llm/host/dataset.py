@@ -78,9 +78,11 @@ class TablesDataset(Dataset):
         """
         field = self.history.order_field
         if field is None:
-            if self.time_field not in self.inter_feat and self._is_number(_POSITION):
+            if self.time_field in self.inter_feat:
+                return self.time_field
+            if self._is_number(_POSITION):
                 return _POSITION
-            if self.time_field not in self.inter_feat and self._is_ordered:
+            if self._is_ordered:
                 raise SettingsError(
                     f"{self.dataset_name}.inter has no field `{self.time_field}` (`TIME_FIELD`) to "
                     "order the interactions by; name the one that it has by `order_field`"

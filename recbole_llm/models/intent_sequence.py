@@ -25,6 +25,9 @@ from recbole_llm.sequence_network import (
 )
 from recbole_llm.settings import Key, RankingSettings, RunOptions, TextSettings, read_section
 
+# Takes any cosine below all others, and keeps the order of those that it is taken from.
+_LOWER = 3.0
+
 
 class IntentSequence(SequentialRecommender):
     """A causal transformer over item rows that start from texts, trained by RecBole's pipeline.
@@ -113,16 +116,21 @@ class IntentSequence(SequentialRecommender):
         return last_states(self.network.encoder, items, parts)
 
     def predict(self, interaction: Any) -> torch.Tensor:
-        """Scores of one item for each history, -1 to 1."""
+        """Scores of one item for each history, -1 to 1, or less where it is excluded."""
         items = self.item_table()
-        rows = items[interaction[self.ITEM_ID].cpu().numpy()]
-        scores = (self.forward(interaction, items) * rows).sum(axis=1)
+        asked = interaction[self.ITEM_ID].cpu().numpy()
+        scores = (self.forward(interaction, items) * items[asked]).sum(axis=1)
+        if self.excludes_seen:
+            seen = (interaction[self.ITEM_SEQ].cpu().numpy() == asked[:, None]).any(axis=1)
+            scores -= _LOWER * (seen & (asked > 0))
         return torch.from_numpy(scores).to(self.device)
 
     def full_sort_predict(self, interaction: Any) -> torch.Tensor:
-        """Scores of all items for each history, (n, n_items), -1 to 1; -inf where excluded."""
+        """Scores of all items for each history, (n, n_items), -1 to 1, or less where excluded."""
         items = self.item_table()
         scores = self.forward(interaction, items) @ items.T
         if self.excludes_seen:
-            np.put_along_axis(scores, interaction[self.ITEM_SEQ].cpu().numpy(), -np.inf, axis=1)
+            seen = interaction[self.ITEM_SEQ].cpu().numpy()
+            lowered = np.take_along_axis(scores, seen, axis=1) - _LOWER * (seen > 0)
+            np.put_along_axis(scores, seen, lowered.astype(scores.dtype), axis=1)
         return torch.from_numpy(scores).to(self.device)

@@ -12,7 +12,6 @@ QUICK = {
     "signal_search_trials": 2,
     "weight_trials": 5,
     "encoder": "lexical",
-    "exclude_seen": False,
     "sequence_dimensions": 8,
     "sequence_epochs": 2,
 }

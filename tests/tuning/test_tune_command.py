@@ -147,7 +147,9 @@ def test_a_lead_counts_where_its_interval_is_above_0(lead, chosen):
         def confirmed(self, trial):
             return of_users[trial.number].mean(), of_users[trial.number]
 
-    assert beyond_chance(study, study.trials[1], Users()).number == chosen
+    trial, value = beyond_chance(study, study.trials[1], Users())
+    assert trial.number == chosen
+    assert value == of_users[chosen].mean()
 
 
 def test_no_test_metric_is_kept_unasked_and_the_space_is_the_searched_fields(
