@@ -104,6 +104,7 @@ def everything(args):
                 "wall_seconds": wall,
                 "trials_seconds": span(trials),
                 "first": trials[0].value,
+                "best": max(trial.value for trial in trials if trial.state.name == "COMPLETE"),
                 **run_of(Path(folder) / "out" / "best.yaml", folder),
                 "default_run": command.run(
                     {"model": "HybridFusion", "dataset": "ml-100k", "seed": seed}, Path(folder)
@@ -157,19 +158,67 @@ def kills(args):
 PARTS = {"weights": weights, "all": everything, "jobs": jobs, "kills": kills}
 
 
+def table(rows):
+    """Rows of one part as Markdown; the first says what the columns are."""
+    head, *body = [[cell if isinstance(cell, str) else f"{cell:.5g}" for cell in r] for r in rows]
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)]
+
+
+def of_weights(part):
+    head = "trials", "trials a second", "seconds between trials", "seconds of a run"
+    head += "times HyperTuning's trials an hour", "best on validation", "its test"
+    best = part["best"]
+    keys = "trials", "trials_per_second", "seconds_between_trials", "seconds_of_a_run"
+    row = [part[key] for key in (*keys, "times_hyper_tuning")] + [best["valid"], best["test"]]
+    return table([head, row])
+
+
+def of_everything(part):
+    head = "seed", "trials", "pruned", "seconds", "first on validation", "best trial's"
+    head += "best.yaml's", "its test"
+    rows = [
+        [seed, cell["trials"], cell["states"]["PRUNED"], cell["wall_seconds"]]
+        + [cell[key] for key in ("first", "best", "valid", "test", "default_run")]
+        for seed, cell in part.items()
+        if seed.isdigit()
+    ]
+    tests, defaults = ([row[place] for row in rows] for place in (-2, -1))
+    lines = table([(*head, "the default run's test"), *rows])
+    ahead = np.mean(tests) - np.mean(defaults)
+    return [*lines, "", f"Means {np.mean(tests):.4f} and {np.mean(defaults):.4f}: {ahead:+.4f}."]
+
+
+def of_jobs(part):
+    each = part["trials_per_minute"]
+    head = "trials a minute of one worker", "of two", "ratio"
+    return table([head, [each["1"], each["2"], part["ratio"]]])
+
+
+def of_kills(part):
+    head = "kills", "trials", "finished trials lost", "the undisturbed study's trials"
+    row = [part["kills"], part["trials"], part["lost"], "yes" if part["same_trials"] else "no"]
+    return table([head, row])
+
+
+TITLES = {
+    "weights": ("Weights", of_weights),
+    "all": ("Signals' settings and weights (`--level all`)", of_everything),
+    "jobs": ("Workers at level `signals`", of_jobs),
+    "kills": ("Killed at random moments", of_kills),
+}
+
+
 def lines_of(kept):
     lines = [
         "# Tuning studies on ml-100k",
         "",
-        "2 CPU cores; `load` is the machine's load average when a part began: above 2 other work",
-        "slows it down. `times_hyper_tuning`: weight trials an hour beside runs an hour, each a",
-        "process with `fusion_weights` set and no signal searched, as RecBole's HyperTuning",
-        "would make one for each trial.",
-        "",
+        "2 CPU cores, NDCG@10. HyperTuning's trials are runs: each a process with `fusion_weights`",
+        "set and no signal searched.",
     ]
     for name, part in kept.items():
-        lines += [f"## {name}", "", "```json", json.dumps(part, indent=1), "```", ""]
-    return lines
+        title, rows_of = TITLES[name]
+        lines += ["", f"## {title}", "", *rows_of(part)]
+    return [*lines, ""]
 
 
 def main():
@@ -190,7 +239,9 @@ def main():
     for name in args.parts:
         load = round(os.getloadavg()[0], 1)
         began = perf_counter()
-        kept[name] = {"load": load, **PARTS[name](args), "seconds": round(perf_counter() - began)}
+        found = PARTS[name](args)
+        seconds = round(perf_counter() - began)
+        kept[name] = {**kept.get(name, {}), "load": load, **found, "seconds": seconds}
         file.write_text(json.dumps(kept, indent=1) + "\n")
         (RESULTS / "tuning.md").write_text("\n".join(lines_of(kept)))
         print(name, json.dumps(kept[name]))

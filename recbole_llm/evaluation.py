@@ -214,6 +214,13 @@ def evaluate(
     blocks: Sequence[Factors], validation: Validation, metric: Metric, device: str = "cpu"
 ) -> float:
     """The mean of a metric over the validation users, by full ranking in batches."""
+    return float(evaluate_users(blocks, validation, metric, device).mean())
+
+
+def evaluate_users(
+    blocks: Sequence[Factors], validation: Validation, metric: Metric, device: str = "cpu"
+) -> NDArray[np.float64]:
+    """A metric of each of the validation users, float64 (len(validation.users),)."""
     scorer = Scorer(blocks, device)
     values = np.empty(len(validation.users))
     for part, scores in masked_scores(scorer, validation):
@@ -221,7 +228,7 @@ def evaluate(
         top = torch.topk(scores, k, dim=1).indices.cpu().numpy()
         hits = is_positive(validation.positives, validation.users[part], top)
         values[part] = metric.per_user(hits, validation.n_positives[part])
-    return float(values.mean())
+    return values
 
 
 def is_positive(positives: sp.csr_matrix, users: Index, items: Index) -> Hits:

@@ -16,11 +16,19 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
+from numpy.typing import NDArray
 from optuna.trial import FrozenTrial
 
 from recbole_llm.encoders import EncoderOptions, build
 from recbole_llm.errors import DataError, SettingsError
-from recbole_llm.evaluation import Metric, Validation, evaluate, is_positive, masked_scores
+from recbole_llm.evaluation import (
+    Metric,
+    Validation,
+    evaluate,
+    evaluate_users,
+    is_positive,
+    masked_scores,
+)
 from recbole_llm.factors import Factors, standardise
 from recbole_llm.fitting import FitReport, Fitted, Source, encode, fit_signals, for_all, fuse
 from recbole_llm.fusion import Fused, Judged, Situation
@@ -259,15 +267,21 @@ class _Level:
         """The fused model; the kept tables stay as they are."""
         whole = {label: _unshared(part) for label, part in fitted.items()}
         source, metric, run = self.source(settings), self.bench.metric, self.bench.run
-        validation = self.bench.validation(source.data.binary, metric)
-        whole_part = Validation.of(source.data.binary, self.bench.valid) or validation
-        return fuse(whole, source, whole_part, settings, metric, run, FitReport())
+        validation = Validation.of(source.data.binary, self.bench.valid)
+        return fuse(whole, source, validation, settings, metric, run, FitReport())
 
-    def confirmed(self, trial: FrozenTrial) -> float:
-        """The first objective of a trial as a run with its settings will have it."""
+    def confirmed(self, trial: FrozenTrial) -> tuple[float, NDArray[np.float64]]:
+        """A trial as a run with its settings will have it.
+
+        Returns:
+            The first objective, and the first metric of each user of the validation part.
+        """
         settings = self.bench.settings({**self.fixed, **self.settings_of(trial)})
         fused = self.fuse(self.fitted(settings, None, {}), settings)
-        return self.values(fused.blocks, settings)[0]
+        metric, run = self.bench.metric, self.bench.run
+        validation = self.bench.validation(self.source(settings).data.binary, metric)
+        users = evaluate_users(fused.blocks, validation, metric, run.device)
+        return self.values(fused.blocks, settings)[0], users
 
     def settings_of(self, trial: FrozenTrial) -> dict[str, Any]:
         """The settings that a run needs to be a trial's model, beside the user's."""

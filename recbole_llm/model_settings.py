@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from recbole_llm.settings import (
     FusionSettings,
     HistorySettings,
     Key,
+    RankingSettings,
     SearchSettings,
     TextSettings,
     Words,
@@ -117,8 +118,11 @@ def sequence_keys() -> list[Key]:
     described = [*section_keys("text", TextSettings), *section_keys("history", HistorySettings)]
     # The network reads no users' texts, and an item of a sequence is there or not.
     unread = ("user_text_fields", "interaction_weight_field", "behaviour_weights", "test_history")
-    shape = section_keys("sequence", SequenceShape, prefix="sequence_")
-    return [*(key for key in described if key.field not in unread), *shape]
+    return [
+        *(key for key in described if key.field not in unread),
+        *section_keys("ranking", RankingSettings),
+        *section_keys("sequence", SequenceShape, prefix="sequence_"),
+    ]
 
 
 def tower_keys() -> list[Key]:
@@ -159,12 +163,10 @@ def read_model_settings(
             + did_you_mean(fusion.fusion, FUSIONS)
         )
     parse_exposure(fusion.cold_exposure)
-    signals = {name: read_section(SIGNALS[name], given, prefix=f"{name}_") for name in signal_names}
-    text = read_section(TextSettings, given)
-    _check_labels("fusion_weights", fusion.fusion_weights, labels_of(signals, text))
-    _check_labels("cold_weights", fusion.cold_weights, labels_of(signals, text))
-    return ModelSettings(
-        signals=signals,
+    settings = ModelSettings(
+        signals={
+            name: read_section(SIGNALS[name], given, prefix=f"{name}_") for name in signal_names
+        },
         fixed={
             name: frozenset(
                 key.field
@@ -174,23 +176,20 @@ def read_model_settings(
             for name in signal_names
         },
         if_later=frozenset(if_later),
-        text=text,
+        text=read_section(TextSettings, given),
         history=read_section(HistorySettings, given),
         search=search,
         fusion=fusion,
         # A classic by its own name stays what it is, and reads no text.
         completes=is_hybrid and fusion.completion,
     )
+    labels = settings.variants(is_later=True)
+    _check_labels("fusion_weights", fusion.fusion_weights, labels)
+    _check_labels("cold_weights", fusion.cold_weights, labels)
+    return settings
 
 
-def labels_of(signals: Mapping[str, Signal], text: TextSettings) -> list[str]:
-    """What the signals are called one by one, those of each encoder apart."""
-    return [
-        label for name, signal in signals.items() for label in signal.variants(name, text.encoder)
-    ]
-
-
-def _check_labels(key: str, weights: Mapping[str, float] | None, labels: Sequence[str]) -> None:
+def _check_labels(key: str, weights: Mapping[str, float] | None, labels: Collection[str]) -> None:
     for label in weights or ():
         if label not in labels:
             raise SettingsError(

@@ -147,7 +147,7 @@ def _convert(key: str, raw: Any, kind: Any) -> Any:
     if target is float:
         return _to_float(key, raw)
     if target is str:
-        return str(raw)
+        return str(raw).lower() if isinstance(raw, bool) else str(raw)
     if target == Words:
         return to_words(raw)
     if origin is not None and issubclass(origin, Mapping):
@@ -271,6 +271,19 @@ class HistorySettings:
         "auto (train_and_valid for leave-one-out by time, else train).",
         choices=("auto", "train", "train_and_valid"),
         key="test_history",
+    )
+
+
+@dataclass(frozen=True)
+class RankingSettings:
+    """What a sequential model ranks; of a general model's items RecBole hides the known ones."""
+
+    exclude_seen: str = setting(
+        "auto",
+        "Whether items of a user's history are ranked last: true, false, or auto (true where no "
+        "history of the training part has an item twice).",
+        choices=("auto", "true", "false"),
+        key="exclude_seen",
     )
 
 

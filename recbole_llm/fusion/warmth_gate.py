@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from recbole_llm.evaluation import Validation
-from recbole_llm.factors import Mask, Table, gated
+from recbole_llm.factors import Factors, Mask, Table, gated
 from recbole_llm.fusion.base import Evidence, Fused, Judged, Situation, Weights, or_equal
 from recbole_llm.fusion.exposure import Contest, parse_exposure
 from recbole_llm.fusion.weighted_sum import sum_of
@@ -48,8 +48,7 @@ class WarmthGate:
         if not told:
             return sum_of(now.factors, warm_weights)
         if fixed is not None and wish.level is not None:
-            gains = _gains(now, cold, warm_weights, fixed)
-            blocks = gated(list(now.factors.values()), gains, np.float32(wish.level) * cold)
+            blocks = _blocks(now, warm_weights, fixed, wish.level)
             return Fused(blocks, warm_weights, fixed, wish.level, (), fixed)
         imagined = None
         if now.wanted is not None and cold.sum() > _FEW_COLD * len(cold):
@@ -74,8 +73,9 @@ class WarmthGate:
 
         served = contest(now)
         spread = _SPREAD if imagined is not None else 1.0
-        scale = spread * served.spread[0] / served.spread[1] if served.spread[1] else 1.0
-        scale = scale if fixed is None else 1.0
+        # What the user fixed is what a cold item's z-score is multiplied by, as it stands.
+        has_scale = fixed is None and served.spread[1]
+        scale = spread * served.spread[0] / served.spread[1] if has_scale else 1.0
         measured = served
         wanted_cold = served.n_cold.sum() / max(1, (served.n_cold + served.n_warm).sum())
         if wanted_cold < _ENOUGH_COLD and imagined is not None:
@@ -89,8 +89,7 @@ class WarmthGate:
         else:
             level = _best_level(curve)
         cold_gains = {label: scale * weight for label, weight in cold_weights.items()}
-        gains = _gains(now, cold, warm_weights, cold_gains)
-        blocks = gated(list(now.factors.values()), gains, np.float32(level) * cold)
+        blocks = _blocks(now, warm_weights, cold_gains, level)
         return Fused(blocks, warm_weights, cold_weights, level, curve, cold_gains)
 
 
@@ -99,6 +98,13 @@ def _best_level(curve: Sequence[Mapping[str, float | None]]) -> float:
     values = [point["all"] or 0.0 for point in curve]
     good = [p["level"] for p, v in zip(curve, values, strict=True) if v >= _AS_GOOD * max(values)]
     return float(good[-1] or 0.0) if any(values) else 0.0
+
+
+def _blocks(
+    now: Situation, warm: Weights, cold_gains: Weights, level: float
+) -> tuple[Factors, ...]:
+    gains = _gains(now, now.cold, warm, cold_gains)
+    return gated(list(now.factors.values()), gains, np.float32(level) * now.cold)
 
 
 def _gains(situation: Situation, cold: Mask, warm: Weights, of_cold: Weights) -> list[Table]:

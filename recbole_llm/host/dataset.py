@@ -75,14 +75,20 @@ class TablesDataset(Dataset):
         """The field that says in which order a user's interactions came; it may be missing.
 
         Raises:
-            SettingsError: the field that the user named is missing or holds words.
+            SettingsError: the field that the user named is missing or holds words, or there is
+                none and an order is needed.
         """
         field = self.history.order_field
         if field is None:
-            if self.time_field not in self.inter_feat and self._is_number(_POSITION):
+            if self.time_field in self.inter_feat:
+                return self.time_field
+            if self._is_number(_POSITION):
                 return _POSITION
-            if self.time_field not in self.inter_feat and self._is_ordered:
-                raise self._no_field("TIME_FIELD", self.time_field)
+            if self._is_ordered:
+                raise SettingsError(
+                    f"{self.dataset_name}.inter has no field `{self.time_field}` (`TIME_FIELD`) to "
+                    "order the interactions by; name the one that it has by `order_field`"
+                )
             return self.time_field
         if field not in self.inter_feat:
             raise self._no_field("order_field", field)
@@ -94,6 +100,7 @@ class TablesDataset(Dataset):
 
     @property
     def _is_ordered(self) -> bool:
+        """Whether an order is needed."""
         return bool(self.config["eval_args"]["order"] == "TO")
 
     def _is_number(self, field: str) -> bool:
@@ -387,13 +394,9 @@ class SequencesDataset(TablesDataset, SequentialDataset):
             # Here it counts users.
             config["eval_batch_size"] = max(1, _BATCH_SCORES // self.item_num)
 
-    def _fill_nan(self) -> None:
-        super()._fill_nan()
-        if self.raw_times is None:
-            raise DataError(
-                f"{self.config['model']} needs an order, and of {self.dataset_name}.inter no "
-                f"field `{self.time_field}` is loaded; name the one that it has by `order_field`"
-            )
+    @property
+    def _is_ordered(self) -> bool:
+        return True
 
     def _change_feat_format(self) -> None:
         # RecBole keeps a history of every column beside each row; this one nobody reads.

@@ -32,7 +32,7 @@ from recbole_llm.host.config import given_settings, prepare
 from recbole_llm.host.known_keys import recbole_keys
 from recbole_llm.host.run import check_model, load_parts, make_folder, read_config, run
 from recbole_llm.levels import COSTS, LEVELS, Bench, SignalsLevel, WeightsLevel, within
-from recbole_llm.model_settings import labels_of, model_keys, read_model_settings
+from recbole_llm.model_settings import model_keys, read_model_settings
 from recbole_llm.settings import RunOptions, Search
 from recbole_llm.text import read_feature_table, text_fields
 from recbole_llm.tuning.objectives import (
@@ -60,6 +60,8 @@ from recbole_llm.whole_file import whole_file
 
 logger = logging.getLogger("recbole_llm.tuning")
 
+# Standard errors on both sides of a 95 % interval.
+_SURE = 1.96
 # They change no trial's value.
 _NOT_IDENTITY = frozenset(
     {
@@ -93,7 +95,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a metric such as ndcg@10 or cold_ndcg@10, encode_seconds or index_dims; may be "
         "given again; default: valid_metric",
     )
-    parser.add_argument("--pick", help='which point of a front: "ndcg@10 >= 0.995*best"')
+    parser.add_argument(
+        "--pick",
+        help='which trial is put in force: best, or of a front "ndcg@10 >= 0.995*best"; default: '
+        "the best, where it is ahead of the settings as they are by more than chance",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="processes on this machine")
     parser.add_argument("--timeout", type=float, help="seconds after which no trial starts")
     parser.add_argument("--sampler", choices=SAMPLERS, default="tpe")
@@ -206,7 +212,8 @@ class _Task:
             raise SettingsError(
                 f"`space`: nothing of {args.model} is searched; name a file of ranges with --space"
             )
-        pick = Pick.parse(args.pick, objectives) if args.pick else None
+        picks = args.pick not in (None, "best")
+        pick = Pick.parse(args.pick, objectives) if picks else None
         return cls(args, config, files, values, given, level, objectives, space, changes, pick)
 
     @property
@@ -309,7 +316,7 @@ def _level_and_space(
         return None, changed({}, changes, known, args.space)
     names = config.model_class.signal_names
     settings = read_model_settings(names, given)
-    labels = labels_of(settings.signals, settings.text)
+    labels = list(settings.variants(is_later=True))
     level = args.level or ("weights" if len(labels) > 1 else "signals")
     if level == "weights":
         if settings.fusion.fusion_weights is not None:
@@ -421,9 +428,9 @@ def _table_work(task: _Task, threads: int | None) -> Any:
     settings = read_model_settings(config.model_class.signal_names, given)
     bench = Bench(
         load=train._dataset.training_data,
-        valid=_ones(valid._dataset),
+        valid=valid._dataset.training_matrix(),
         is_later=valid._dataset.comes_after(train._dataset),
-        test=_ones(test._dataset) if task.args.report_test else None,
+        test=test._dataset.training_matrix() if task.args.report_test else None,
         signal_names=config.model_class.signal_names,
         given=given,
         objectives=task.objectives,
@@ -445,10 +452,6 @@ def _table_work(task: _Task, threads: int | None) -> Any:
         level.space = space
         return level
     return SignalsLevel(bench, task.space, reweighs=task.level == "all")
-
-
-def _ones(dataset: Any) -> Any:
-    return dataset.training_matrix()
 
 
 class _RunWork:
@@ -545,7 +548,10 @@ def _put_in_force(task: _Task, study: optuna.Study, chosen: FrozenTrial, work: A
     first = task.objectives[0]
     value = chosen.values[0]
     if task.is_ours:
-        value = work.confirmed(chosen)
+        if len(task.objectives) == 1 and task.args.pick is None:
+            chosen, value = beyond_chance(study, chosen, work)
+        else:
+            value, _ = work.confirmed(chosen)
         if abs(value - chosen.values[0]) > 5e-7:
             logger.info(
                 f"trial {chosen.number}: {first.name} {value:.6f} by full ranking, "
@@ -566,6 +572,33 @@ def _put_in_force(task: _Task, study: optuna.Study, chosen: FrozenTrial, work: A
     for line in summary(study, task.objectives, chosen):
         logger.info(line)
     logger.info(f"run_recbole --config_files={file}")
+
+
+def beyond_chance(study: optuna.Study, chosen: FrozenTrial, work: Any) -> tuple[FrozenTrial, float]:
+    """The trial where it is surely better than the first, which has the settings as they are.
+
+    The best of many trials owes much to chance: where the 95 % interval of its lead over the
+    validation users holds 0, the first trial stays.
+
+    Returns:
+        The trial, and its confirmed objective.
+    """
+    first = complete_trials(study)[0]
+    value, of_users = work.confirmed(chosen)
+    if first.number or chosen.number == first.number:
+        return chosen, value
+    first_value, of_users_before = work.confirmed(first)
+    lead = of_users - of_users_before
+    error = _SURE * lead.std(ddof=1) / len(lead) ** 0.5
+    facts = (
+        f"trial {chosen.number} is ahead of the settings as they are by {lead.mean():+.6f} "
+        f"[{lead.mean() - error:+.6f}, {lead.mean() + error:+.6f}] over {len(lead):,} users"
+    )
+    if lead.mean() > error:
+        logger.info(facts)
+        return chosen, value
+    logger.info(f"{facts}, no more than chance: these stay (--pick best takes the trial)")
+    return first, first_value
 
 
 def _best_settings(task: _Task, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
 from recbole_llm.completion import TextFeatures, text_features
-from recbole_llm.factors import Table
+from recbole_llm.factors import Index, Table
 from recbole_llm.fitting import FitReport, encode_texts
 from recbole_llm.host.config import given_settings
 from recbole_llm.host.dataset import SequencesDataset
@@ -22,7 +23,10 @@ from recbole_llm.sequence_network import (
     SequenceShape,
     last_states,
 )
-from recbole_llm.settings import Key, RunOptions, TextSettings, read_section
+from recbole_llm.settings import Key, RankingSettings, RunOptions, TextSettings, read_section
+
+# Takes any cosine below all others, and keeps the order of those that it is taken from.
+_LOWER = 3.0
 
 
 class IntentSequence(SequentialRecommender):
@@ -47,7 +51,9 @@ class IntentSequence(SequentialRecommender):
             features = self._features(read_section(TextSettings, given), dataset, run)
         self.network = SequenceNetwork(features, self.n_items, shape, self.max_seq_length)
         wanted = dataset.inter_feat[self.ITEM_ID].numpy()
-        seen = np.union1d(wanted, dataset.inter_feat[self.ITEM_SEQ].numpy())
+        histories = dataset.inter_feat[self.ITEM_SEQ].numpy()
+        self.excludes_seen = self._excludes_seen(given, wanted, histories)
+        seen = np.union1d(wanted, histories)
         # Nothing is known of the others; padding is no item.
         known = np.zeros(self.n_items, dtype=bool)
         known[seen] = True
@@ -62,6 +68,15 @@ class IntentSequence(SequentialRecommender):
     def setting_keys(cls) -> list[Key]:
         """The keys that it takes beside RecBole's."""
         return sequence_keys()
+
+    def _excludes_seen(self, given: Mapping[str, Any], wanted: Index, histories: Index) -> bool:
+        chosen = read_section(RankingSettings, given).exclude_seen
+        if chosen != "auto":
+            return chosen == "true"
+        excludes = not (histories == wanted[:, None]).any()
+        has = "no history has" if excludes else "histories have"
+        self.logger.info(f"exclude_seen: {excludes}, {has} an item twice")
+        return excludes
 
     def _features(
         self, settings: TextSettings, dataset: SequencesDataset, run: RunOptions
@@ -101,14 +116,21 @@ class IntentSequence(SequentialRecommender):
         return last_states(self.network.encoder, items, parts)
 
     def predict(self, interaction: Any) -> torch.Tensor:
-        """Scores of one item for each history, -1 to 1."""
+        """Scores of one item for each history, -1 to 1, or less where it is excluded."""
         items = self.item_table()
-        rows = items[interaction[self.ITEM_ID].cpu().numpy()]
-        scores = (self.forward(interaction, items) * rows).sum(axis=1)
+        asked = interaction[self.ITEM_ID].cpu().numpy()
+        scores = (self.forward(interaction, items) * items[asked]).sum(axis=1)
+        if self.excludes_seen:
+            seen = (interaction[self.ITEM_SEQ].cpu().numpy() == asked[:, None]).any(axis=1)
+            scores -= _LOWER * (seen & (asked > 0))
         return torch.from_numpy(scores).to(self.device)
 
     def full_sort_predict(self, interaction: Any) -> torch.Tensor:
-        """Scores of all items for each history, (n, n_items), -1 to 1."""
+        """Scores of all items for each history, (n, n_items), -1 to 1, or less where excluded."""
         items = self.item_table()
         scores = self.forward(interaction, items) @ items.T
+        if self.excludes_seen:
+            seen = interaction[self.ITEM_SEQ].cpu().numpy()
+            lowered = np.take_along_axis(scores, seen, axis=1) - _LOWER * (seen > 0)
+            np.put_along_axis(scores, seen, lowered.astype(scores.dtype), axis=1)
         return torch.from_numpy(scores).to(self.device)

@@ -66,7 +66,10 @@ class ALSSignal(SingleSignal):
         """A few sweeps more with each step: implicit goes on from where it stands."""
         from implicit.als import AlternatingLeastSquares
 
-        model = AlternatingLeastSquares(
+        # implicit runs its own threads over the rows; a threaded BLAS below them only gets in the
+        # way, and makes the sums depend on the number of cores.
+        single = threadpool_limits.wrap(1, user_api="blas")
+        model = single(AlternatingLeastSquares)(
             factors=self.factors,
             regularization=self.regularization,
             alpha=self.alpha,
@@ -76,10 +79,7 @@ class ALSSignal(SingleSignal):
         )
         for done in range(0, self.iterations, _SWEEPS):
             model.iterations = min(_SWEEPS, self.iterations - done)
-            # implicit runs its own threads over the rows; a threaded BLAS below them only gets in
-            # the way, and makes the sums depend on the number of cores.
-            with threadpool_limits(1, user_api="blas"):
-                model.fit(data.confidence, show_progress=False)
+            single(model.fit)(data.confidence, show_progress=False)
             yield lambda: self._tables(model, data)
 
     def _tables(self, model: Any, data: TrainingData) -> Factors:

@@ -116,7 +116,7 @@ def _save_png(axes: Any, file: Path) -> None:
     import numpy as np
 
     figure = np.ravel(axes)[0].figure
-    figure.set_size_inches(max(8.0, 3.0 * len(figure.axes)) if len(figure.axes) > 2 else 8.0, 5.0)
+    figure.set_size_inches(max(8.0, 4.0 * len(figure.axes)) if len(figure.axes) > 2 else 8.0, 5.0)
     figure.savefig(file, dpi=100, bbox_inches="tight")
     plt.close(figure)
 

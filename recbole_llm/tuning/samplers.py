@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import torch
 from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, PartialFixedSampler
@@ -105,7 +106,10 @@ class SeededByNumber(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Likewise."""
-        return self._now.sample_relative(study, trial, search_space)
+        # Importing RecBole's SINE makes every NaN gradient of the process an error; the Gaussian
+        # process's search has some, and goes on from them.
+        with torch.autograd.set_detect_anomaly(False):
+            return self._now.sample_relative(study, trial, search_space)
 
     def sample_independent(
         self,

@@ -3,10 +3,12 @@
 import json
 import logging
 
+import numpy as np
 import pytest
+from recbole.quick_start import load_data_and_model
 
 import recbole_llm
-from recbole_llm.errors import DataError, SettingsError
+from recbole_llm.errors import SettingsError
 
 QUICK = {
     "encoder": "lexical",
@@ -20,14 +22,14 @@ QUICK = {
 }
 
 
-def circle(folder, *, times=True, titles=True):
+def circle(folder, *, times=True, titles=True, steps=7):
     """60 users who go around a circle of 15 items; the times' differences are lost in float32."""
     place = folder / "circle"
     place.mkdir()
     rows = [
         f"u{user}\ti{(user + step) % 15}" + (f"\t{1_600_000_000 + step}" if times else "")
         for user in range(60)
-        for step in reversed(range(7))
+        for step in reversed(range(steps))
     ]
     head = "user_id:token\titem_id:token" + ("\ttimestamp:float" if times else "")
     (place / "circle.inter").write_text("\n".join([head, *rows]) + "\n")
@@ -56,6 +58,28 @@ def test_it_learns_what_comes_next_from_the_files_own_times(tmp_path, monkeypatc
     assert record["settings"]["train_neg_sample_args"]["distribution"] == "none"
 
 
+@pytest.mark.parametrize(
+    ("excluded", "rounds", "line"),
+    [("auto", 1, "no history has an item twice"), ("auto", 3, "histories have"), (False, 1, "")],
+)
+def test_items_of_a_history_are_ranked_last_where_none_comes_twice(
+    tmp_path, monkeypatch, caplog, excluded, rounds, line
+):
+    folder = circle(tmp_path, steps=7 * rounds)
+    settings = {"epochs": 1, "exclude_seen": excluded, "state": "INFO"}
+    with caplog.at_level(logging.INFO):
+        run(folder, monkeypatch, **settings)
+    assert not line or any("exclude_seen" in said and line in said for said in caplog.messages)
+    file = max(tmp_path.glob("*.pth"), key=lambda path: path.stat().st_mtime)
+    _, model, _, _, _, test = load_data_and_model(str(file))
+    interaction = next(iter(test))[0]
+    scores = model.full_sort_predict(interaction).numpy()
+    seen = np.take_along_axis(scores, interaction["item_id_list"].numpy(), axis=1)
+    is_item = interaction["item_id_list"].numpy() > 0
+    assert (seen[is_item] < -1.5).all() == (excluded == "auto" and rounds == 1)
+    assert (scores[:, 1:] > -1.5).any(axis=1).all()
+
+
 def test_without_texts_it_learns_from_the_ids_and_says_so(tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         result = run(circle(tmp_path, titles=False), monkeypatch)
@@ -64,7 +88,7 @@ def test_without_texts_it_learns_from_the_ids_and_says_so(tmp_path, monkeypatch,
 
 
 def test_without_an_order_it_says_which_field_is_missing(tmp_path, monkeypatch):
-    with pytest.raises(DataError, match=r"circle\.inter no field `timestamp`.*`order_field`"):
+    with pytest.raises(SettingsError, match=r"circle\.inter has no field `timestamp`.*`order_fie"):
         run(circle(tmp_path, times=False), monkeypatch)
 
 

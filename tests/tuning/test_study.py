@@ -7,6 +7,7 @@ import sys
 
 import optuna
 import pytest
+import torch
 from optuna.trial import TrialState
 
 from recbole_llm.errors import SettingsError
@@ -73,6 +74,14 @@ def test_a_study_that_goes_on_makes_the_trials_of_one_that_was_not_stopped(sampl
         part, _ = run(options(url, sampler=sampler, trials=trials))
     assert facts(part) == facts(whole)
     assert len({tuple(trial.params.values()) for trial in whole.trials}) > 6
+
+
+def test_a_host_that_looks_for_nan_gradients_does_not_stop_a_gaussian_process():
+    alone, _ = run(options(sampler="gp"))
+    with torch.autograd.set_detect_anomaly(True):
+        beside, _ = run(options(sampler="gp"))
+        assert torch.is_anomaly_enabled()
+    assert [trial.params for trial in beside.trials] == [trial.params for trial in alone.trials]
 
 
 def test_another_seed_makes_other_trials():

@@ -1,6 +1,7 @@
 """`recbole-llm tune` as users type it, on a tiny data set with cold items."""
 
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from recbole_llm.cli import recbole_llm_command, run_recbole_command
+from recbole_llm.host.tune import beyond_chance
 from recbole_llm.signals import SIGNALS
 
 WORDS = ["red", "blue", "green", "shoe", "hat", "lamp", "wood", "steel", "summer", "river"]
@@ -99,7 +101,8 @@ def run_of_best(folder):
 @pytest.mark.parametrize("dataset", ["tiny", "tiny-cold-items-1"])
 @pytest.mark.parametrize("level", ["weights", "signals", "all"])
 def test_best_yaml_is_the_best_trials_model(tune, tmp_path, level, dataset):
-    assert tune(f"--level={level}", "--trials=14", "--report_test", dataset=dataset) == 0
+    asked = ["--trials=14", "--report_test", "--pick=best"]
+    assert tune(f"--level={level}", *asked, dataset=dataset) == 0
     study = study_in(tmp_path / "out")
     assert len(study.trials) == 14
     record = run_of_best(tmp_path)
@@ -112,11 +115,41 @@ def test_best_yaml_is_the_best_trials_model(tune, tmp_path, level, dataset):
 @pytest.mark.parametrize("level", ["weights", "all"])
 def test_where_validation_is_later_histories_fade_as_in_a_run(tune, tmp_path, level):
     split = "{'split': {'LS': 'valid_and_test'}, 'order': 'TO', 'group_by': 'user', 'mode': 'full'}"
-    assert tune(f"--level={level}", "--trials=8", f"--eval_args={split}") == 0
+    assert tune(f"--level={level}", "--trials=8", "--pick=best", f"--eval_args={split}") == 0
     study = study_in(tmp_path / "out")
     record = run_of_best(tmp_path)
     assert record["signal_settings"]["als"]["history_decay"] is not None
     assert record["valid"]["ndcg@10"] == pytest.approx(study.best_value, abs=1e-6)
+
+
+def test_the_settings_as_they_are_stay_where_no_trial_is_surely_better(tune, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        assert tune("--level=weights", "--trials=30") == 0
+    study = study_in(tmp_path / "out")
+    (said,) = [line for line in caplog.messages if "ahead of the settings as they are" in line]
+    low = float(said.partition("[")[2].partition(",")[0])
+    record = run_of_best(tmp_path)
+    stays = "no more than chance" in said
+    assert stays == (low <= 0)
+    expected = study.trials[0].value if stays else study.best_value
+    assert record["valid"]["ndcg@10"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("lead", "chosen"), [(0.1, 1), (0.001, 0)])
+def test_a_lead_counts_where_its_interval_is_above_0(lead, chosen):
+    study = optuna.create_study()
+    for value in (0.0, 1.0):
+        study.add_trial(optuna.trial.create_trial(value=value))
+    of_users = np.random.default_rng(0).random((2, 400)) * 0.3
+    of_users[1] += lead
+
+    class Users:
+        def confirmed(self, trial):
+            return of_users[trial.number].mean(), of_users[trial.number]
+
+    trial, value = beyond_chance(study, study.trials[1], Users())
+    assert trial.number == chosen
+    assert value == of_users[chosen].mean()
 
 
 def test_no_test_metric_is_kept_unasked_and_the_space_is_the_searched_fields(
@@ -291,7 +324,6 @@ SPACES = {
         ("HybridFusion", ["--objective=ndgc@10"], "did you mean `ndcg`"),
         ("HybridFusion", ["--objective=index_dims"], "costs alone"),
         ("HybridFusion", ["--objective=ndcg@10", "--objective=NDCG@10"], "named twice"),
-        ("HybridFusion", ["--objective=cold_in_all_ndcg@10", "--seed=4"], ""),
         ("HybridFusion", ["--pick=recall@5 >= 0.9*best"], "`pick` names recall@5"),
         ("HybridFusion", ["--fusion_weights={als:1}"], "`fusion_weights` is set"),
         ("HybridFusion", ["--level=signals", "--space=inverted"], "`als_factors` is inverted"),
@@ -326,8 +358,6 @@ def test_bad_input_gets_one_line_and_a_nonzero_exit(
     settings = QUICK if model.startswith("Hybrid") else ["--show_progress=False", "--epochs=1"]
     code = tune("--trials=2", *arguments, model=model, settings=settings)
     said = capsys.readouterr().err.strip().splitlines()
-    if not reason:
-        return
     assert code == 1
     assert said[-1].startswith("error: ")
     assert reason in said[-1]
@@ -345,7 +375,7 @@ def test_a_files_ranges_hold_for_weights_too(tune, tmp_path):
     (tmp_path / "narrow").write_text(
         "fusion_weights.als: {low: 0.5, high: 1.0}\nfusion_weights.popularity: none\n"
     )
-    assert tune("--trials=12", "--space=narrow") == 0
+    assert tune("--trials=12", "--space=narrow", "--pick=best") == 0
     study = study_in(tmp_path / "out")
     assert min(trial.params["fusion_weights.als"] for trial in study.trials) >= 0.5
     assert run_of_best(tmp_path)["weights"]["popularity"] == 0
