@@ -172,10 +172,13 @@ def _with_embeddings(
     report: FitReport,
 ) -> tuple[TrainingData, dict[str, str]]:
     """The data with their texts encoded, and each encoder's fingerprint."""
-    (items, users), fingerprints = encode_texts(
-        (data.item_texts, user_texts), settings, run, report
+    (items, users, *variants), fingerprints = encode_texts(
+        (data.item_texts, user_texts, *data.item_variants), settings, run, report
     )
-    return dataclasses.replace(data, item_embeddings=items, user_embeddings=users), fingerprints
+    data = dataclasses.replace(
+        data, item_embeddings=items, user_embeddings=users, variant_embeddings=tuple(variants)
+    )
+    return data, fingerprints
 
 
 def encode_texts(
@@ -196,7 +199,7 @@ def encode_texts(
     Raises:
         SettingsError: an encoder cannot be had.
     """
-    cache = _open_cache(settings.embedding_cache)
+    cache = open_cache(settings.embedding_cache)
     options = EncoderOptions(run.device, settings.encoder_batch_size, run.progress)
     rows: list[dict[str, Rows]] = [{} for _ in kinds]
     fingerprints: dict[str, str] = {}
@@ -219,7 +222,8 @@ def encode_texts(
     return rows, fingerprints
 
 
-def _open_cache(setting: str | None) -> EmbeddingCache | None:
+def open_cache(setting: str | None) -> EmbeddingCache | None:
+    """What the setting `embedding_cache` names."""
     if setting is None:
         return None
     return EmbeddingCache(default_folder() if setting == "default" else Path(setting).expanduser())

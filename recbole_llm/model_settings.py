@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from recbole_llm.augmentation import AugmentSettings
 from recbole_llm.errors import SettingsError, did_you_mean
 from recbole_llm.fusion import FUSIONS, parse_exposure
 from recbole_llm.sequence_network import SequenceShape
@@ -130,7 +131,8 @@ def tower_keys() -> list[Key]:
     described = [*section_keys("text", TextSettings), *section_keys("history", HistorySettings)]
     shape = section_keys("intent_tower", TowerShape, prefix="intent_tower_")
     tuned = section_keys("finetune", FinetuneSettings, prefix="finetune_")
-    return [*described, *shape, *tuned]
+    varied = section_keys("augment", AugmentSettings, prefix="augment_")
+    return [*described, *shape, *tuned, *varied]
 
 
 def read_model_settings(

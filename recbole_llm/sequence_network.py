@@ -236,6 +236,11 @@ class ItemRows(nn.Module):
         identity_dropout: share of the items whose own row is dropped in training.
         sparse: whether gradients of words and own rows hold the rows in use alone.
         unit: whether the rows have length 1.
+
+    Attributes:
+        variants: features of a multiple of n_items texts, the items' own before other ones; None
+            where training reads what evaluation does.
+        chosen: int64 (n_items,), which of an item's texts training reads, 0 for its own.
     """
 
     def __init__(
@@ -252,6 +257,8 @@ class ItemRows(nn.Module):
         d, self.unit = dimensions, unit
         self.identity_dropout, self.sparse = identity_dropout, sparse
         self.features = features or TextFeatures((), np.zeros(n_items, dtype=bool))
+        self.variants: TextFeatures | None = None
+        self.chosen = np.zeros(n_items, dtype=np.int64)
         # A random projection keeps cosines: the map starts from what the texts have in common.
         self.maps = nn.ParameterList(
             torch.randn(block.shape[1], d) / math.sqrt(d) for block in self.features.blocks
@@ -276,7 +283,10 @@ class ItemRows(nn.Module):
                 None: that block itself.
         """
         device = self.own.device
-        features = self.features[items]
+        if self.training and self.variants is not None:
+            features = self.variants[self.chosen[items] * len(self.chosen) + items]
+        else:
+            features = self.features[items]
         rows = embedding(torch.from_numpy(items).to(device), self.own, sparse=self.sparse)
         if self.training and self.identity_dropout:
             has_text = torch.from_numpy(features.has_text).to(device)

@@ -61,7 +61,7 @@ def setting(
         at_least: smallest value allowed.
         at_most: largest value allowed.
         above: value that must be exceeded.
-        choices: the words allowed.
+        choices: the words allowed, of a list each of its words.
         search: the range that a signal search tries, None for a setting that is not searched.
 
     Returns:
@@ -151,6 +151,8 @@ def _convert(key: str, raw: Any, kind: Any) -> Any:
     if target == Words:
         return to_words(raw)
     if origin is not None and issubclass(origin, Mapping):
+        if typing.get_args(target)[1] is str:
+            return _to_names(key, raw)
         return _to_mapping(key, raw)
     raise TypeError(f"setting `{key}` has a type that cannot be read: {kind}")
 
@@ -203,6 +205,15 @@ def _to_mapping(key: str, raw: Any) -> Mapping[str, float]:
     return {str(name): _to_float(f"{key}: {name}", value) for name, value in raw.items()}
 
 
+def _to_names(key: str, raw: Any) -> Mapping[str, str]:
+    if isinstance(raw, str):
+        pairs = [part.partition(":") for part in raw.strip().strip("{}").split(",")]
+        raw = {name.strip(" '\""): value.strip(" '\"") for name, _, value in pairs}
+    if not isinstance(raw, Mapping) or not all(raw.values()):
+        raise SettingsError(f"`{key}` must look like name:value,name:value, got {raw!r}")
+    return {str(name): str(value) for name, value in raw.items()}
+
+
 def _check(key: str, value: Any, metadata: Mapping[str, Any]) -> None:
     if value is None:
         return
@@ -215,11 +226,12 @@ def _check(key: str, value: Any, metadata: Mapping[str, Any]) -> None:
         if above is not None and number <= above:
             raise SettingsError(f"`{key}` must be above {above}, got {number}")
     choices = metadata["choices"]
-    if choices is not None and value not in choices:
-        raise SettingsError(
-            f"`{key}` must be one of {', '.join(choices)}, got {value!r}"
-            + did_you_mean(str(value), choices)
-        )
+    for word in value if isinstance(value, tuple) else [value]:
+        if choices is not None and word not in choices:
+            raise SettingsError(
+                f"`{key}` must be one of {', '.join(choices)}, got {word!r}"
+                + did_you_mean(str(word), choices)
+            )
 
 
 @dataclass(frozen=True)

@@ -215,6 +215,20 @@ def compose(
     Raises:
         SettingsError: the table has no such field.
     """
+    return [join_sentences(values) for values in values_of(table, fields, ids, setting=setting)]
+
+
+def values_of(
+    table: FeatureTable,
+    fields: Sequence[str],
+    ids: Sequence[str],
+    *,
+    setting: str = "item_text_fields",
+) -> list[list[str]]:
+    """The values that :func:`compose` makes texts of, cleaned: one list for each id.
+
+    ``""`` where a field has none; an empty list for the padding id and for an unknown one.
+    """
     for field in fields:
         if field not in table.columns:
             raise SettingsError(
@@ -225,10 +239,12 @@ def compose(
     row_of = {identifier: row for row, identifier in enumerate(table.ids)}
     row_of.pop(PADDING_ID, None)
     rows = [row_of.get(identifier) for identifier in ids]
-    return [
-        "" if row is None else _join_sentences([clean(column[row]) for column in columns])
-        for row in rows
-    ]
+    return [[] if row is None else [clean(column[row]) for column in columns] for row in rows]
+
+
+def title_field(fields: Sequence[str]) -> str:
+    """The one of some fields that is called a title or a name, else the first."""
+    return next(f for word in ("title", "name", "") for f in fields if word in f.lower())
 
 
 def _read_lines(path: Path, encoding: str) -> list[str]:
@@ -314,7 +330,8 @@ def _repeats(values: list[set[str]], *, shared: float) -> bool:
     return 2 <= len(n_rows) <= len(values) / 2 and in_several >= shared * len(n_rows)
 
 
-def _join_sentences(values: Sequence[str]) -> str:
+def join_sentences(values: Sequence[str]) -> str:
+    """The values that are not empty as short sentences."""
     *leading, last = [value for value in values if value] or [""]
     # "Who?" and "Wait..." end a sentence already.
     ended = [value if value[-1] in ".!?…。！？:;" else f"{value}." for value in leading]

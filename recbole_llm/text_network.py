@@ -81,6 +81,10 @@ class TextNetwork(nn.Module):
         network: pretrained; some of its weights will move.
         texts: n texts.
         settings: which.
+        variants: other n texts each, of which training reads those that are ``chosen``.
+
+    Attributes:
+        chosen: int64 (n,), what is read of each text in training: 0 for itself, or a variant.
 
     Raises:
         SettingsError: LoRA does not find its modules, or `peft` is missing.
@@ -88,12 +92,20 @@ class TextNetwork(nn.Module):
 
     network: Any
 
-    def __init__(self, network: Any, texts: Sequence[str], settings: FinetuneSettings) -> None:
+    def __init__(
+        self,
+        network: Any,
+        texts: Sequence[str],
+        settings: FinetuneSettings,
+        variants: Sequence[Sequence[str]] = (),
+    ) -> None:
         super().__init__()
         self.settings = settings
         self.network = network
-        distinct, places = distinct_texts(texts)
-        self.places = places
+        every = [text for part in (texts, *variants) for text in part]
+        distinct, places = distinct_texts(every)
+        self.places = places.reshape(1 + len(variants), len(texts))
+        self.chosen = np.zeros(len(texts), dtype=np.int64)
         limit = network.max_seq_length or network.tokenizer.model_max_length
         tokens = network.tokenizer(distinct, truncation=False, verbose=False)["input_ids"]
         n_long = sum(len(text) > limit for text in tokens)
@@ -122,7 +134,7 @@ class TextNetwork(nn.Module):
         """
         device = next(self.network.parameters()).device
         rows = torch.zeros(len(items), self.width, device=device)
-        texts = self.places[items]
+        texts = self.places[self.chosen[items] if self.training else 0, items]
         known = np.flatnonzero(texts >= 0)
         order = known[np.argsort([len(self.tokens[text]) for text in texts[known]], kind="stable")]
         parts = [order[start : start + _TOGETHER] for start in range(0, len(order), _TOGETHER)]

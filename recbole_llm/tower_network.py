@@ -27,6 +27,7 @@ from torch.nn.functional import (
     normalize,
 )
 
+from recbole_llm.augmentation import crop
 from recbole_llm.completion import TextFeatures
 from recbole_llm.evaluation import is_positive
 from recbole_llm.factors import Index, Mask, Rows, Table
@@ -170,6 +171,18 @@ def some_entries(history: History, kept: Mask) -> History:
     return History(part, age, history.own_texts)
 
 
+def cropped(history: History, rng: np.random.Generator) -> History:
+    """A random part of each history, as if its last moment were now."""
+    weights = history.weights
+    part = some_entries(history, crop(weights.indptr, history.age, rng))
+    if part.age is None:
+        return part
+    owners, _ = entries(part.weights)
+    latest = np.full(weights.shape[0], np.iinfo(np.int32).max, dtype=np.int32)
+    np.minimum.at(latest, owners, part.age)
+    return replace(part, age=part.age - latest[owners])
+
+
 class ReactionTower(nn.Module):
     """Users' rows from how they reacted: attention that weighs what was liked above expectation.
 
@@ -248,6 +261,9 @@ class Tower(nn.Module):
         shape: the settings.
         start: float32 (n_items, dimensions), what the items' own rows start from; or None.
         text: what makes the first block of ``features`` and learns too; None: nothing does.
+        variants: features of the items' texts and of other ones below, of which each epoch draws
+            one per item; None: every epoch reads ``features``.
+        crops: whether each epoch draws a part of each history.
     """
 
     def __init__(
@@ -258,9 +274,13 @@ class Tower(nn.Module):
         shape: TowerShape,
         start: Table | None = None,
         text: TextNetwork | None = None,
+        variants: TextFeatures | None = None,
+        *,
+        crops: bool = False,
     ) -> None:
         super().__init__()
         self.shape, self.history, self.own_texts = shape, history, own_texts
+        self.crops = crops
         n_items = history.weights.shape[1]
         self.is_valued = shape.loss in VALUED
         self.items = ItemRows(
@@ -271,6 +291,7 @@ class Tower(nn.Module):
             sparse=True,
             unit=not self.is_valued,
         )
+        self.items.variants = variants
         if start is not None:
             with torch.no_grad():
                 self.items.own.copy_(torch.from_numpy(start))
@@ -307,18 +328,25 @@ class Tower(nn.Module):
         return users[several], items[several]
 
     def start_epoch(self, rng: np.random.Generator) -> None:
-        """Draw the parts of the histories that the steps of an epoch look at.
+        """Draw the texts and the parts of the histories that the steps of an epoch look at.
 
         Args:
             rng: of these and of all that the steps draw.
         """
         self.rng = rng
-        weights = self.history.weights
+        if self.items.variants is not None:
+            n_items = len(self.items.chosen)
+            n_texts = len(self.items.variants.has_text) // n_items
+            self.items.chosen = rng.integers(n_texts, size=n_items)
+            if self.text is not None:
+                self.text.chosen = self.items.chosen
+        history = cropped(self.history, rng) if self.crops else self.history
+        weights = history.weights
         lengths = np.diff(weights.indptr)
         sample = self.shape.history_sample or (50 if self.is_valued else 20)
         chance = sample / np.repeat(np.maximum(lengths, 1), lengths)
         chance = np.minimum(chance, 1 - self.shape.dropout)
-        self.seen = some_entries(self.history, rng.random(weights.nnz) < chance)
+        self.seen = some_entries(history, rng.random(weights.nnz) < chance)
 
     def loss(self, users: Index, items: Index) -> torch.Tensor:
         """How far the users' items are from being ranked first.

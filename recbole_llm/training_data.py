@@ -104,6 +104,8 @@ class TrainingData:
         item_categories: field -> n_items values of a categorical field, "" where missing.
         item_embeddings: encoder's name -> unit rows (n_items, d), zero where there is no text.
         user_embeddings: encoder's name -> unit rows (n_users, d) of the users' own text.
+        item_variants: other texts of the items, n_items each, which a tower is trained on too.
+        variant_embeddings: those of each of ``item_variants``, as ``item_embeddings``.
     """
 
     interactions: sp.csr_matrix
@@ -112,6 +114,8 @@ class TrainingData:
     item_categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     item_embeddings: Mapping[str, Rows] = field(default_factory=dict)
     user_embeddings: Mapping[str, Rows] = field(default_factory=dict)
+    item_variants: tuple[tuple[str, ...], ...] = ()
+    variant_embeddings: tuple[Mapping[str, Rows], ...] = ()
 
     @property
     def n_users(self) -> int:

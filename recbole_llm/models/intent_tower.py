@@ -8,16 +8,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from recbole.utils import ModelType
 
 from recbole_llm.atomic_files import new_folder
+from recbole_llm.augmentation import AugmentSettings, variants
+from recbole_llm.back_translation import back_translated, model_folders
 from recbole_llm.calibration import calibration_error, fit_platt, probabilities
 from recbole_llm.encoders import EncoderOptions, build
 from recbole_llm.encoders.bert import BertEncoder
-from recbole_llm.errors import SettingsError
+from recbole_llm.errors import SettingsError, one_line
 from recbole_llm.factors import Table
-from recbole_llm.fitting import encode, model_of
+from recbole_llm.fitting import encode, model_of, open_cache
 from recbole_llm.host.config import given_settings
 from recbole_llm.host.dataset import TablesDataset
 from recbole_llm.model_settings import tower_keys
@@ -70,7 +73,10 @@ class IntentTower(TablesRecommender):
 
     def __init__(self, config: Any, dataset: TablesDataset) -> None:
         super().__init__(config, dataset)
+        augment = read_section(AugmentSettings, given_settings(config), prefix="augment_")
         data, user_texts = dataset.training_data(self.settings)
+        if augment.of_texts:
+            data = replace(data, item_variants=self._item_variants(dataset, augment))
         self.source = encode(data, user_texts, self.settings, self.run, self.report)
         if self.source.item_texts is None:
             self.logger.warning("no item has a text: IntentTower learns from the ids alone")
@@ -82,8 +88,62 @@ class IntentTower(TablesRecommender):
         self.register_buffer("calibration", torch.tensor([1.0, 0.0]))
         self._values: Scorer | None = None
         self.tower = signal.tower(
-            self.source.data, self.run, self._text_network(given_settings(config))
+            self.source.data,
+            self.run,
+            self._text_network(given_settings(config)),
+            crops=augment.crops,
         )
+
+    def _item_variants(
+        self, dataset: TablesDataset, augment: AugmentSettings
+    ) -> tuple[tuple[str, ...], ...]:
+        """Other texts of the items, for training.
+
+        Raises:
+            SettingsError: no item has a text, or a translator's folder does not exist.
+        """
+        fields = dataset.item_fields(self.settings.text.item_text_fields)
+        values = {value for column in fields.values() for value in column if value}
+        if not values:
+            raise SettingsError(
+                f"`augment: {', '.join(augment.of_texts)}` varies the items' texts, and none has "
+                "one; name the fields by `item_text_fields`, or leave it out"
+            )
+        translations: dict[str, str] = {}
+        if "back_translation" in augment.of_texts:
+            translations = self._back_translated(sorted(values), augment)
+        elif len(fields) == 1:
+            self.logger.warning(
+                f"`augment: {', '.join(augment.of_texts)}` varies which fields are read, and the "
+                f"items' texts are `{next(iter(fields))}` alone: they stay as they are"
+            )
+        if not translations and (len(fields) == 1 or augment.of_texts == ("back_translation",)):
+            return ()
+        rng = np.random.default_rng(self.run.seed)
+        return variants(fields, augment.of_texts, augment.variants, rng, translations)
+
+    def _back_translated(self, values: list[str], augment: AugmentSettings) -> dict[str, str]:
+        """The values there and back; nothing where the translator fails.
+
+        Raises:
+            SettingsError: its folder does not exist, or the cache cannot be written.
+        """
+        assert augment.translator is not None
+        models, text = model_folders(augment.translator), self.settings.text
+        cache = open_cache(text.embedding_cache)
+        try:
+            return back_translated(
+                values, models, cache and cache.folder, self.run, text.encoder_batch_size
+            )
+        except SettingsError:
+            raise
+        # The libraries raise what they like: OSError, ValueError, a torch error, ...
+        except Exception as error:
+            self.logger.warning(
+                f"`translator` failed, so the run goes on without back_translation: "
+                f"{one_line(error)}"
+            )
+            return {}
 
     def _text_network(self, given: Mapping[str, Any]) -> TextNetwork | None:
         """The encoder that learns: the first network of `encoder`, which comes first from now on.
@@ -108,7 +168,8 @@ class IntentTower(TablesRecommender):
         self.signal = with_settings(self.signal, {"encoders": (networks[0], *others)})
         chosen = encoders[networks[0]]
         assert isinstance(chosen, BertEncoder)
-        text = TextNetwork(chosen.network(), self.source.data.item_texts, settings)
+        data = self.source.data
+        text = TextNetwork(chosen.network(), data.item_texts, settings, data.item_variants)
         learned, every = text.n_learned
         self.logger.info(
             f"finetune: {settings.finetune}: {learned:,} of the encoder's {every:,} weights move "

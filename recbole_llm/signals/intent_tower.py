@@ -13,7 +13,7 @@ import torch
 from recbole_llm.completion import RidgeMap, TextFeatures, fit_ridge, text_features, trust
 from recbole_llm.errors import FitError
 from recbole_llm.evaluation import Validation
-from recbole_llm.factors import Factors, Rows, Table, unit_rows
+from recbole_llm.factors import Factors, Rows, Table, stack_rows, unit_rows
 from recbole_llm.sequence_network import has_maps, rows_of_texts
 from recbole_llm.settings import RunOptions, Words, setting
 from recbole_llm.signals.als import ALSSignal
@@ -107,22 +107,37 @@ class IntentTowerSignal(TowerShape, SingleSignal):
             training.run_epoch(number, items, lambda rows: tower.loss(users[rows], items[rows]))
             yield tower
 
-    def tower(self, data: TrainingData, run: RunOptions, text: TextNetwork | None = None) -> Tower:
+    def tower(
+        self,
+        data: TrainingData,
+        run: RunOptions,
+        text: TextNetwork | None = None,
+        *,
+        crops: bool = False,
+    ) -> Tower:
         """The towers before any training: texts by random projection, own rows by ALS.
 
         Args:
             data: of the training part.
             run: device and seed.
             text: what makes the rows of the first of ``encoders``, and learns with them.
+            crops: whether each epoch draws a part of each history.
         """
         features, own_texts = map(self._features, (data.item_embeddings, data.user_embeddings))
-        start = None
+        variants, start = None, None
+        if data.variant_embeddings:
+            every = (data.item_embeddings, *data.variant_embeddings)
+            variants = self._features(
+                {name: stack_rows([rows[name] for rows in every]) for name in self.encoders}
+            )
         if self.identities and self.loss not in VALUED:
             als = ALSSignal(factors=self.dimensions).fit(data, run)
             start = unit_rows(als.items) * _START
         device = torch.device(run.device)
         with random_numbers(run.seed, device):
-            tower = Tower(features, data.history, own_texts, self, start, text)
+            tower = Tower(
+                features, data.history, own_texts, self, start, text, variants, crops=crops
+            )
         return tower.to(device)
 
     @staticmethod

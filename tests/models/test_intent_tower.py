@@ -36,9 +36,12 @@ def data_path(tmp_path_factory):
     ]
     head = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
     (place / "taste" / "taste.inter").write_text("\n".join([head, *rows]) + "\n")
-    titles = [f"i{item}\t{WORDS[item % 2]} {item}" for item in range(40)]
+    titles = [
+        f"i{item}\t{WORDS[item % 2]} {item}\t{['winter', 'cooking'][item % 2]}"
+        for item in range(40)
+    ]
     (place / "taste" / "taste.item").write_text(
-        "\n".join(["item_id:token\ttitle:token_seq", *titles]) + "\n"
+        "\n".join(["item_id:token\ttitle:token_seq\tfor:token_seq", *titles]) + "\n"
     )
     said = [f"u{user}\t{WORDS[user % 2]}" for user in range(80)]
     (place / "taste" / "taste.user").write_text(
@@ -46,6 +49,7 @@ def data_path(tmp_path_factory):
     )
     (place / "taste" / "taste.yaml").write_text(
         "load_col: {inter: [user_id, item_id, rating, timestamp], item: [item_id, title]}\n"
+        "item_text_fields: [title]\n"
     )
     return place
 
@@ -103,6 +107,12 @@ def test_a_visitor_of_a_model_of_ratings_gets_what_is_like_her_likes(
         ({"loss": "hinge"}, "`loss` must be one of"),
         ({"finetune": "full"}, "`encoder` has lexical; name `bert`"),
         ({"intent_tower_epochs": 3}, "unknown setting `intent_tower_epochs`"),
+        ({"augment": "atributes"}, "did you mean `attributes`"),
+        ({"augment": "attributes", "item_text_fields": "[]"}, "varies the items' texts, and none"),
+        (
+            {"augment": "back_translation", "translator": {"to": "gone/there", "back": "gone"}},
+            "`translator`: the folder gone/there of `to` does not exist",
+        ),
     ],
 )
 def test_a_wrong_setting_is_named(data_path, tmp_path, monkeypatch, settings, message):
@@ -149,11 +159,66 @@ def test_a_tuned_encoder_is_saved_and_serves_new_items(data_path, tmp_path, monk
     assert np.isfinite(told["score"]).all()
 
 
+AUGMENTED = {"item_text_fields": "title,for", "augment": "attributes,dropout_fields,crop_history"}
+
+
+def test_augmented_texts_are_learned_from_and_none_is_served(data_path, tmp_path, monkeypatch):
+    result = run(data_path, tmp_path, monkeypatch, **AUGMENTED, val_interval={"rating": "[4,inf)"})
+    assert result["test_result"]["recall@10"] > 0.4  # 0.25 by chance
+    tables = read_tables(next(tmp_path.glob("*.pth")))
+    assert set(tables.item_texts[1:]) == {
+        f"{WORDS[item % 2]} {item}. {['winter', 'cooking'][item % 2]}" for item in range(40)
+    }
+
+
+def test_texts_of_one_field_stay_as_they_are_and_it_is_said(
+    data_path, tmp_path, monkeypatch, caplog
+):
+    plain = run(data_path, tmp_path, monkeypatch, epochs=2)
+    with caplog.at_level(logging.WARNING):
+        varied = run(data_path, tmp_path, monkeypatch, epochs=2, augment="attributes")
+    assert sum("are `title` alone: they stay" in line for line in caplog.messages) == 1
+    assert varied["record"]["test"] == plain["record"]["test"]
+
+
+def test_there_and_back_is_learned_from(data_path, tmp_path, monkeypatch, translators):
+    pair = {"to": str(translators[0]), "back": str(translators[1])}
+    plain, varied = (
+        run(data_path, tmp_path, monkeypatch, epochs=3, **augment)
+        for augment in ({}, {"augment": "back_translation", "translator": pair})
+    )
+    assert varied["record"]["test"] != plain["record"]["test"]
+
+
+def test_a_translator_that_fails_is_done_without_and_it_is_said_once(
+    data_path, tmp_path, monkeypatch, caplog
+):
+    (tmp_path / "broken").mkdir()
+    pair = {"to": str(tmp_path / "broken"), "back": str(tmp_path)}
+    plain = run(data_path, tmp_path, monkeypatch, epochs=2)
+    with caplog.at_level(logging.WARNING):
+        varied = run(
+            data_path, tmp_path, monkeypatch, epochs=2, augment="back_translation", translator=pair
+        )
+    failed = [line for line in caplog.messages if "so the run goes on without back_trans" in line]
+    assert len(failed) == 1
+    assert "\n" not in failed[0]
+    assert varied["record"]["test"] == plain["record"]["test"]
+
+
 class _Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("finetune", [{}, {"finetune": "last_n", "encoder": "bert"}])
+@pytest.mark.parametrize(
+    "finetune",
+    [
+        {},
+        AUGMENTED,
+        {"finetune": "last_n", "encoder": "bert"},
+        {"finetune": "last_n", "encoder": "bert", **AUGMENTED},
+    ],
+)
 def test_a_run_that_was_stopped_goes_on_to_the_same_result(
     data_path, tmp_path, monkeypatch, finetune
 ):
