@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_llm.encoders.bert import model_digest
+from recbole_llm.encoders.bert import model_digest, quiet
 from recbole_llm.errors import DataWarning, SettingsError, one_line
 from recbole_llm.settings import RunOptions
 from recbole_llm.whole_file import whole_file
@@ -87,8 +87,9 @@ class _Translator:
         from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
         self.batch_size = batch_size
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model: Any = AutoModelForSeq2SeqLM.from_pretrained(folder, local_files_only=True)
+        with quiet():
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model: Any = AutoModelForSeq2SeqLM.from_pretrained(folder, local_files_only=True)
         self.model = model.to(device).eval()
         self.longest = min(self.tokenizer.model_max_length, _LONGEST)
 

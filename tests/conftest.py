@@ -25,7 +25,7 @@ def translators(tmp_path_factory):
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
     folders = []
-    for seed in (0, 1):
+    for seed in (3, 4):  # of which the texts get answers of their own
         folders.append(tmp_path_factory.mktemp("translator"))
         torch.manual_seed(seed)
         config = BartConfig(

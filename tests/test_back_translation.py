@@ -19,7 +19,7 @@ def by_hand(folder, text):
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
-    ids = torch.tensor([tokenizer(text)["input_ids"]])
+    ids = torch.tensor([tokenizer(text, truncation=True, max_length=16)["input_ids"]])
     made = model.generate(ids, do_sample=False, num_beams=1, max_new_tokens=16)
     return tokenizer.decode(made[0], skip_special_tokens=True)
 

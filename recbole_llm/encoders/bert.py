@@ -257,7 +257,7 @@ def _load(folder: Path, model: Path | str, device: str) -> SentenceTransformer:
     try:
         # A checkpoint without a pooler gets a random one, which the mean of the tokens does not
         # use; it shall not move the caller's random numbers either.
-        with _quiet(), torch.random.fork_rng(devices=[]):
+        with quiet(), torch.random.fork_rng(devices=[]):
             return SentenceTransformer(str(folder), device=device)
     # The libraries raise what they like: OSError, ValueError, KeyError, a safetensors error, ...
     except Exception as error:
@@ -268,7 +268,7 @@ def _load(folder: Path, model: Path | str, device: str) -> SentenceTransformer:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps back what the libraries say while they load: bars, and that mean pooling is added."""
     from transformers.utils import logging as transformers_logging
 

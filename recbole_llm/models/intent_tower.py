@@ -131,10 +131,9 @@ class IntentTower(TablesRecommender):
         assert augment.translator is not None
         models, text = model_folders(augment.translator), self.settings.text
         cache = open_cache(text.embedding_cache)
+        folder = None if cache is None else cache.folder
         try:
-            return back_translated(
-                values, models, cache and cache.folder, self.run, text.encoder_batch_size
-            )
+            return back_translated(values, models, folder, self.run, text.encoder_batch_size)
         except SettingsError:
             raise
         # The libraries raise what they like: OSError, ValueError, a torch error, ...

@@ -215,7 +215,6 @@ class _Killed(Exception):
     [
         {},
         AUGMENTED,
-        {"finetune": "last_n", "encoder": "bert"},
         {"finetune": "last_n", "encoder": "bert", **AUGMENTED},
     ],
 )
