@@ -1,9 +1,9 @@
 """Other texts of items and parts of histories, which training alone sees.
 
 Attributes as `name: value`: Li et al., "Text Is All You Need" (Recformer), 2023, here in random
-order and number. Dropped fields: UniSRec's dropped words (Hou et al., 2022), by whole fields. Crops:
-Xie et al., "Contrastive Learning for Sequential Recommendation" (CL4SRec), 2022; here of random
-length.
+order and number. Dropped fields: UniSRec's dropped words (Hou et al., 2022), by whole fields.
+Crops: Xie et al., "Contrastive Learning for Sequential Recommendation" (CL4SRec), 2022; of random
+length here.
 Back-translation: Sennrich et al., "Improving Neural Machine Translation Models with Monolingual
 Data", 2016, here as a paraphrase.
 """
