@@ -206,12 +206,13 @@ def _to_mapping(key: str, raw: Any) -> Mapping[str, float]:
 
 
 def _to_names(key: str, raw: Any) -> Mapping[str, str]:
+    names = raw
     if isinstance(raw, str):
         pairs = [part.partition(":") for part in raw.strip().strip("{}").split(",")]
-        raw = {name.strip(" '\""): value.strip(" '\"") for name, _, value in pairs}
-    if not isinstance(raw, Mapping) or not all(raw.values()):
+        names = {name.strip(" '\""): value.strip(" '\"") for name, _, value in pairs}
+    if not isinstance(names, Mapping) or not all(names.values()):
         raise SettingsError(f"`{key}` must look like name:value,name:value, got {raw!r}")
-    return {str(name): str(value) for name, value in raw.items()}
+    return {str(name): str(value) for name, value in names.items()}
 
 
 def _check(key: str, value: Any, metadata: Mapping[str, Any]) -> None:

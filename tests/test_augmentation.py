@@ -84,7 +84,7 @@ def test_a_crop_is_at_least_half_of_each_history_and_neighbours_where_there_is_a
         ({"augment": "atributes"}, "`augment` must be one of .*did you mean `attributes`"),
         ({"augment": "back_translation"}, "needs `translator`"),
         ({"augment": ["crop_history"], "translator": "to:a"}, "takes `to` and `back`, got to"),
-        ({"translator": "a"}, "`translator` must look like"),
+        ({"translator": "a"}, "`translator` must look like name:value,name:value, got 'a'"),
         ({"augment_variants": 0}, "`augment_variants` must be at least 1"),
     ],
 )
