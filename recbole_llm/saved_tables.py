@@ -142,7 +142,7 @@ def read_tables(path: Path) -> SavedTables:
             blocks=tuple(_build(Factors, block) for block in blocks),
             known=known,
             age=age,
-            newcomers=_newcomers(newcomers),
+            newcomers=_newcomers(newcomers, folder.absolute().parent),
             facts=manifest["facts"],
             **words,
         )
@@ -230,12 +230,14 @@ def _build(kind: type[Part], fields: Mapping[str, Any]) -> Part:
     return kind(**fields)
 
 
-def _newcomers(fields: Mapping[str, Any]) -> Newcomers:
+def _newcomers(fields: Mapping[str, Any], place: Path) -> Newcomers:
     signals = []
     for signal in fields["signals"]:
         ridge = signal["ridge"] and _build(RidgeMap, signal["ridge"])
         signals.append(_build(LearnedSignal, {**signal, "ridge": ridge}))
-    return _build(Newcomers, {**fields, "signals": tuple(signals)})
+    # Beside the tables wherever they are by now.
+    tuned = {spec: str(place / name) for spec, name in fields.get("tuned", {}).items()}
+    return _build(Newcomers, {**fields, "signals": tuple(signals), "tuned": tuned})
 
 
 def _write_rows(folder: Path, name: str, rows: Any) -> dict[str, Any]:
