@@ -85,13 +85,8 @@ def test_lora_moves_few_weights_and_names_the_modules_that_there_are(folder):
         network_of(folder, finetune="lora", lora_modules=("c_attn",))
 
 
-def test_a_network_without_layers_has_no_last_ones():
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import StaticEmbedding
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-
-    words = Tokenizer(WordLevel({"[UNK]": 0, "red": 1}, unk_token="[UNK]"))
-    network = SentenceTransformer(modules=[StaticEmbedding(words, embedding_dim=4)], device="cpu")
+def test_a_network_without_layers_has_no_last_ones(folder, monkeypatch):
+    network = encoder_of(folder).network()
+    network[0].auto_model.encoder = torch.nn.Identity()
     with pytest.raises(SettingsError, match="the encoder has no layers; choose `finetune: full`"):
         TextNetwork(network, TEXTS, FinetuneSettings(finetune="last_n"))

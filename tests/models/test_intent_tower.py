@@ -151,7 +151,7 @@ def test_a_tuned_encoder_serves_new_words_wherever_the_folder_was_moved(
     checkpoint = next(moved.glob("*.pth"))
     place = ["recommend", "--checkpoint", str(checkpoint), "--k=5", "--json"]
     assert not recbole_llm_command([*place, "--intent", "a warm red coat"])
-    assert len(json.loads(capsys.readouterr().out)) == 5
+    assert len(json.loads(capsys.readouterr().out)[0]["items"]) == 5
     recommender = Recommender.load(checkpoint)
     found = recommender.recommend_for(user="u0", liked=["i0", "i2"], new_items=["red coat"], k=5)
     assert np.isfinite(found["score"]).all()
