@@ -115,12 +115,15 @@ class Newcomers:
         encoders: what texts are encoded by -> its fingerprint; empty where no text is read.
         own_texts: encoder's name -> unit rows (n_users, d) of what the users say of themselves;
             empty where no such text is read.
+        tuned: encoder's name -> the folder of its weights, where these were trained with the model:
+            its name beside the tables in what is stored, its path in what was read from there.
     """
 
     signals: tuple[LearnedSignal, ...]
     level: float
     encoders: Mapping[str, str]
     own_texts: Mapping[str, Rows] = field(default_factory=dict)
+    tuned: Mapping[str, str] = field(default_factory=dict)
 
     def history(self, users: Index, history: History) -> History:
         """A history of users of the data set, with what they say of themselves."""

@@ -142,7 +142,7 @@ def read_tables(path: Path) -> SavedTables:
             blocks=tuple(_build(Factors, block) for block in blocks),
             known=known,
             age=age,
-            newcomers=_newcomers(newcomers),
+            newcomers=_newcomers(newcomers, folder.absolute().parent),
             facts=manifest["facts"],
             **words,
         )
@@ -208,7 +208,8 @@ def _write(folder: Path, name: str, value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {"fields": {key: _write(folder, f"{name}.{key}", v) for key, v in value.items()}}
+        fields = value.items()
+        return {"fields": {key: _write(folder, _field(name, key), v) for key, v in fields}}
     if isinstance(value, tuple):
         return [_write(folder, f"{name}{place}", part) for place, part in enumerate(value)]
     return {"value": value}
@@ -219,8 +220,14 @@ def _read(folder: Path, name: str, written: Any) -> Any:
     if isinstance(written, list):
         return tuple(_read(folder, f"{name}{place}", part) for place, part in enumerate(written))
     if "fields" in written:
-        return {key: _read(folder, f"{name}.{key}", v) for key, v in written["fields"].items()}
+        fields = written["fields"].items()
+        return {key: _read(folder, _field(name, key), v) for key, v in fields}
     return written["value"] if "value" in written else _read_rows(folder, name, written)
+
+
+def _field(name: str, key: str) -> str:
+    """What a part's files are called; a key may be an encoder's folder."""
+    return f"{name}.{key}".replace("/", "%2F")
 
 
 def _build(kind: type[Part], fields: Mapping[str, Any]) -> Part:
@@ -230,12 +237,14 @@ def _build(kind: type[Part], fields: Mapping[str, Any]) -> Part:
     return kind(**fields)
 
 
-def _newcomers(fields: Mapping[str, Any]) -> Newcomers:
+def _newcomers(fields: Mapping[str, Any], place: Path) -> Newcomers:
     signals = []
     for signal in fields["signals"]:
         ridge = signal["ridge"] and _build(RidgeMap, signal["ridge"])
         signals.append(_build(LearnedSignal, {**signal, "ridge": ridge}))
-    return _build(Newcomers, {**fields, "signals": tuple(signals)})
+    # Beside the tables wherever they are by now.
+    tuned = {spec: str(place / name) for spec, name in fields.get("tuned", {}).items()}
+    return _build(Newcomers, {**fields, "signals": tuple(signals), "tuned": tuned})
 
 
 def _write_rows(folder: Path, name: str, rows: Any) -> dict[str, Any]:

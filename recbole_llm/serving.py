@@ -366,7 +366,14 @@ class Recommender:
         encoders = {}
         for spec, fingerprint in tables.newcomers.encoders.items():
             options = EncoderOptions(str(self._device), progress=False)
-            encoders[spec] = build(spec, options).fit(tables.item_texts)
+            tuned = tables.newcomers.tuned.get(spec)
+            if tuned is not None and not Path(tuned).is_dir():
+                raise DataError(
+                    f"there is no folder {tuned}, the encoder that was trained with the model: "
+                    "keep it beside the tables"
+                )
+            made = build(spec if tuned is None else f"bert:{tuned}", options)
+            encoders[spec] = made.fit(tables.item_texts)
             if encoders[spec].fingerprint() != fingerprint:
                 raise DataError(
                     f"the encoder `{spec}` is not the one that the model was trained with; give "

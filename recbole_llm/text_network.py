@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 from recbole_llm.encoders.base import distinct_texts
 from recbole_llm.errors import SettingsError
 from recbole_llm.factors import Index, Table
-from recbole_llm.settings import Words, setting
+from recbole_llm.settings import Search, Words, setting
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,12 @@ class FinetuneSettings:
     lora_modules: Words = setting(
         ("query", "value"), "The encoder's linear modules that LoRA adds to.", key="lora_modules"
     )
-    learning_rate: float = setting(3e-5, "Step of Adam for the encoder's top layer.", above=0.0)
+    learning_rate: float = setting(
+        3e-5,
+        "Step of Adam for the encoder's top layer.",
+        above=0.0,
+        search=Search(5e-6, 2e-4, log=True),
+    )
     layer_decay: float = setting(
         0.8, "What a layer's step is of the one above it.", above=0.0, at_most=1.0
     )
@@ -87,7 +92,7 @@ class TextNetwork(nn.Module):
         chosen: int64 (n,), what is read of each text in training: 0 for itself, or a variant.
 
     Raises:
-        SettingsError: LoRA does not find its modules, or `peft` is missing.
+        SettingsError: LoRA does not find its modules, `peft` is missing, or there are no layers.
     """
 
     network: Any
@@ -200,7 +205,12 @@ class TextNetwork(nn.Module):
         kind = self.settings.finetune
         self.network.requires_grad_(kind == "full")
         if kind == "last_n":
-            for layer in list(_layers(self.network))[-self.settings.last_n :]:
+            layers = list(_layers(self.network))
+            if not layers:
+                raise SettingsError(
+                    "`finetune: last_n`: the encoder has no layers; choose `finetune: full`"
+                )
+            for layer in layers[-self.settings.last_n :]:
                 layer.requires_grad_(True)
         if kind == "lora":
             _set_transformer(self.network, self._with_lora(_transformer(self.network)))

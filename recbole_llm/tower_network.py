@@ -32,24 +32,24 @@ from recbole_llm.completion import TextFeatures
 from recbole_llm.evaluation import is_positive
 from recbole_llm.factors import Index, Mask, Rows, Table
 from recbole_llm.sequence_network import ItemRows, product
-from recbole_llm.settings import setting
+from recbole_llm.settings import Search, setting
 from recbole_llm.text_network import TextNetwork
 from recbole_llm.training_data import History, entries
 
 # Items that a step ranks against each other: fewer are as good, and their square is the cost.
 _NEGATIVES = 256
+# How often a negative that the user knows is drawn anew.
 _REDRAWS = 3
-_MAP = "map"
-_USERS = "users."
-
-
-# Losses of single values, clicks and ratings, and not of rankings.
-VALUED = ("bce", "mse")
 # Length of what texts' rows start from, and spread of the items' own, where values are learned.
 _TEXT_SHARE, _OWN_SPREAD = 0.3, 0.02
 # Mean reactions that a bias stands for before anything is known, in interactions.
 _DAMPING = 5.0
 _BIAS_SWEEPS = 10
+# What the weights are called among the tables: maps of texts by number, the user tower's by name.
+_MAP, _USERS = "map", "users."
+
+#: Losses of single values, clicks and ratings, and not of rankings.
+VALUED = ("bce", "mse")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,12 @@ class TowerShape:
         choices=("attention", "mean"),
         key="user_tower",
     )
-    dimensions: int = setting(128, "Width of the towers and their tables.", at_least=1)
+    dimensions: int = setting(
+        128,
+        "Width of the towers and their tables.",
+        at_least=1,
+        search=Search(32, 256, log=True, in_runs=False),
+    )
     identities: bool = setting(
         True, "Whether an item has a row of its own, which starts from ALS, beside its text."
     )
@@ -78,18 +83,23 @@ class TowerShape:
         "Share of the items whose own row a step drops, so that their text stands in for it.",
         at_least=0.0,
         at_most=1.0,
+        search=Search(),
     )
     dropout: float = setting(
         0.0, "Share of a history's items that a step drops.", at_least=0.0, at_most=0.9
     )
     temperature: float = setting(
-        0.15, "What a score is divided by in the ranking losses.", above=0.0
+        0.15,
+        "What a score is divided by in the ranking losses.",
+        above=0.0,
+        search=Search(0.05, 0.5, log=True),
     )
     popularity_exponent: float = setting(
         0.5,
         "How far an item's popularity is taken out of the softmax: 0 not, 1 wholly.",
         at_least=0.0,
         at_most=1.0,
+        search=Search(),
     )
     max_history: int = setting(200, "Last moments of a history that count.", at_least=1)
     history_sample: int | None = setting(
@@ -98,11 +108,20 @@ class TowerShape:
         at_least=1,
     )
     regularization: float = setting(
-        0.05, "L2 penalty of rows and biases for bce and mse.", at_least=0.0
+        0.05,
+        "L2 penalty of rows and biases for bce and mse.",
+        at_least=0.0,
+        search=Search(0.005, 0.5, log=True),
     )
     user_text_weight: float = setting(
         0.3, "What a user's own text counts beside her history.", at_least=0.0
     )
+
+    @property
+    def unread(self) -> frozenset[str]:
+        """The settings that its loss does not read, so that no search tries them."""
+        of_rankings = ("temperature", "popularity_exponent")
+        return frozenset(of_rankings if self.loss in VALUED else ("regularization",))
 
 
 class UserTower(nn.Module):

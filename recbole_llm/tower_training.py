@@ -37,7 +37,7 @@ class TowerOptimizer:
                 weight_decay=weight_decay,
             )
         ]
-        self.encoder = [(group, group["lr"]) for group in self.parts[0].param_groups[1:]]
+        self.encoder_rates = [group["lr"] for group in encoder]
         rows = [parameter for parameter in learned if id(parameter) in sparse]
         if rows:
             self.parts.append(torch.optim.SparseAdam(rows, lr=learning_rate))
@@ -54,7 +54,8 @@ class TowerOptimizer:
 
     def warm_up(self, share: float) -> None:
         """Set the encoder's rates to a share of what they are."""
-        for group, rate in self.encoder:
+        # Asked for anew each time: loading a state makes other groups.
+        for group, rate in zip(self.parts[0].param_groups[1:], self.encoder_rates, strict=True):
             group["lr"] = rate * share
 
     def state_dict(self) -> dict[str, Any]:
@@ -116,27 +117,21 @@ class TowerTraining:
         tower.start_epoch(rng)
         batches, total = self._batches(items, rng), 0.0
         together = text.settings.accumulation if text is not None and tower.encoder_learns else 1
-        with random_numbers(self.seed + number, tower.items.own.device):
+        with random_numbers(self.seed + number, tower.items.own.device), _enough_memory():
             for step, rows in enumerate(batches):
-                try:
-                    loss = loss_of(rows)
-                    if not torch.isfinite(loss):
-                        raise FitError(
-                            f"the loss is {loss.item()} at step {step} of epoch {number}; lower "
-                            "`learning_rate`"
-                        )
-                    (loss / together).backward()
-                except (torch.OutOfMemoryError, MemoryError) as error:
+                loss = loss_of(rows)
+                if not torch.isfinite(loss):
                     raise FitError(
-                        "the memory is full; lower `train_batch_size`, or while the encoder "
-                        "learns `finetune_batch_items` (and raise `finetune_accumulation`), or "
-                        "choose `finetune: last_n` or `lora`"
-                    ) from error
+                        f"the loss is {loss.item()} at step {step} of epoch {number}; lower "
+                        + ("`finetune_learning_rate` or " if tower.encoder_learns else "")
+                        + "`learning_rate`"
+                    )
+                (loss / together).backward()
                 total += loss.item() * len(rows)
                 if (step + 1) % together == 0 or step + 1 == len(batches):
                     self._move(step, len(batches))
-        if tower.encoder_learns:
-            tower.refresh()
+            if tower.encoder_learns:
+                tower.refresh()
         return total / max(1, len(items))
 
     def _move(self, step: int, n_steps: int) -> None:
@@ -158,6 +153,22 @@ class TowerTraining:
         distinct, item = np.unique(items[order], return_inverse=True)
         group = rng.permutation(len(distinct))[item] // text.settings.batch_items
         return [order[group == number] for number in range(int(group.max(initial=-1)) + 1)]
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # Of a CPU's full memory torch raises a plain RuntimeError.
+        is_full = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not is_full and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise FitError(
+            "the memory is full; lower `train_batch_size`, or while the encoder learns "
+            "`finetune_batch_items` (and raise `finetune_accumulation`), or choose "
+            "`finetune: last_n` or `lora`"
+        ) from error
 
 
 @contextmanager

@@ -8,32 +8,12 @@ from recbole_llm.encoders import EncoderOptions, build
 from recbole_llm.errors import SettingsError
 from recbole_llm.text_network import FinetuneSettings, TextNetwork
 
-WORDS = ["red", "blue", "wool", "steel", "coat", "knife", "lamp", "warm", "sharp"]
 TEXTS = ("", "red wool coat", "steel knife", "red wool coat", "blue lamp " * 20, "warm")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A BERT of three layers that reads 16 tokens."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    place = tmp_path_factory.mktemp("bert")
-    (place / "vocab.txt").write_text(
-        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])
-    )
-    tokenizer = BertTokenizerFast(str(place / "vocab.txt"), model_max_length=16)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=16,
-    )
-    BertModel(config).save_pretrained(place)
-    tokenizer.save_pretrained(place)
-    return place
+def folder(tiny_bert):
+    return tiny_bert
 
 
 def encoder_of(folder):
@@ -120,3 +100,10 @@ def test_lora_moves_few_weights_and_names_the_modules_that_there_are(folder):
     assert 0 < learned < 0.1 * every
     with pytest.raises(SettingsError, match=r"no c_attn; it has dense, key, query, value"):
         network_of(folder, finetune="lora", lora_modules=("c_attn",))
+
+
+def test_a_network_without_layers_has_no_last_ones(folder, monkeypatch):
+    network = encoder_of(folder).network()
+    network[0].auto_model.encoder = torch.nn.Identity()
+    with pytest.raises(SettingsError, match="the encoder has no layers; choose `finetune: full`"):
+        TextNetwork(network, TEXTS, FinetuneSettings(finetune="last_n"))

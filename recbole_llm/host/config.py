@@ -76,6 +76,8 @@ def prepare(config: Any, *, writes_record: bool = False) -> None:
         if key not in given:
             config[key] = value
     if hasattr(config.model_class, "host_defaults"):
+        if "loss_type" in given:  # known to all, since RecBole reads it wherever it is set
+            raise SettingsError("`loss_type` is for other models of RecBole; write `loss`")
         _set_task(config, read_section(TowerShape, given, "intent_tower_").loss)
     if ours and "valid_metric" not in given and config["eval_type"] == EvaluatorType.RANKING:
         _set_objective(config)

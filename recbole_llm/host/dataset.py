@@ -397,6 +397,11 @@ class TowersDataset(TablesDataset):
                 f"{self.dataset_name}.inter has no field `{self.label_field}` loaded; set {what}, "
                 "and `load_col`"
             )
+        if self._loss == "bce" and not self.inter_feat[self.label_field].isin((0, 1)).all():
+            raise SettingsError(
+                f"`loss: bce` learns clicks, 0 or 1, and `{self.label_field}` holds other values; "
+                "set `threshold` (rating: 4, say), or train with `loss: mse`"
+            )
         super()._normalize()
         if is_rating:
             self.inter_feat[self.label_field] = self.raw_weights

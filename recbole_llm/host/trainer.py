@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 from recbole.trainer import TraditionalTrainer, Trainer
 
-from recbole_llm.errors import SettingsError
+from recbole_llm.errors import FitError, SettingsError, one_line
 from recbole_llm.host.config import given_settings, settings_in_force, test_history, versions
 from recbole_llm.saved_tables import SavedTables, tables_folder, write_tables
+from recbole_llm.settings import read_section
+from recbole_llm.text_network import FinetuneSettings
 from recbole_llm.tower_training import TowerTraining
 from recbole_llm.whole_file import whole_file
 
-# Ending of the file that a run which is stopped goes on from.
+# Ending of the file that a run which is stopped goes on from, and of a tuned encoder's folder.
 _LAST = ".last.pth"
+_ENCODER = ".encoder"
+# RecBole's keys whose place the tower's own ways take.
+_UNREAD = ("learner", "clip_grad_norm", "enable_amp", "enable_scaler")
 
 
 class _TablesKeeper(Trainer):
@@ -87,14 +93,29 @@ class TablesTrainer(_TablesKeeper, TraditionalTrainer):
 class TowerTrainer(_TablesKeeper):
     """Epochs of a tower, after each of which its tables are made."""
 
-    def fit(self, *args: Any, callback_fn: Any = None, **kwargs: Any) -> Any:
-        """As RecBole's; after each epoch a file says where a run that is stopped goes on."""
-        resume = given_settings(self.config).get("resume")
+    def fit(
+        self,
+        train_data: Any,
+        valid_data: Any = None,
+        verbose: bool = True,
+        saved: bool = True,
+        show_progress: bool = False,
+        callback_fn: Any = None,
+    ) -> Any:
+        """As RecBole's; after each epoch a file says where a run that is stopped goes on.
+
+        Raises:
+            FitError: the loss is no number any more, or the memory is full; says what is kept.
+        """
+        given = given_settings(self.config)
+        unread = [key for key in _UNREAD if given.get(key)]
+        if unread:
+            self.logger.warning(f"{self.config['model']} does not read {', '.join(unread)}")
+        resume = read_section(FinetuneSettings, given, "finetune_").resume
         if resume is not None:
-            if not Path(resume).is_file():
-                raise SettingsError(f"`resume`: there is no file {resume}")
             self.resume_checkpoint(resume)
-        last = Path(self.saved_model_file).with_suffix(_LAST)
+        best = Path(self.saved_model_file)
+        last = best.with_suffix(_LAST)
 
         def after_epoch(epoch: int, score: float) -> None:
             # RecBole's own file alone: the tables beside the best one stay.
@@ -103,21 +124,43 @@ class TowerTrainer(_TablesKeeper):
             if callback_fn is not None:
                 callback_fn(epoch, score)
 
-        found = super().fit(*args, callback_fn=after_epoch, **kwargs)
-        last.unlink(missing_ok=True)
+        follow = after_epoch if saved else callback_fn
+        try:
+            found = super().fit(train_data, valid_data, verbose, saved, show_progress, follow)
+        except FitError as error:
+            if not (saved and best.is_file()):
+                raise
+            raise FitError(f"{error}; the best epoch before is kept in {best}") from error
+        if saved:
+            last.unlink(missing_ok=True)
         return found
 
     def resume_checkpoint(self, resume_file: Any) -> None:
-        """As RecBole's, from a file of the last epoch; the best one's stays what it is."""
-        super().resume_checkpoint(resume_file)
-        self.saved_model_file = str(resume_file).replace(_LAST, ".pth")
+        """As RecBole's, from a file of the last epoch; the best one's stays what it is.
+
+        Raises:
+            SettingsError: there is no such file, or it is of a run of other settings.
+        """
+        if not Path(resume_file).is_file():
+            raise SettingsError(f"`resume`: there is no file {resume_file}")
+        try:
+            super().resume_checkpoint(resume_file)
+        # What torch raises for a file of another kind, and for weights of another shape.
+        except (RuntimeError, ValueError, LookupError, EOFError, UnpicklingError) as error:
+            raise SettingsError(
+                f"`resume`: {resume_file} is no checkpoint of a run of these settings "
+                f"({one_line(error)[:200]})"
+            ) from error
+        name = str(resume_file)
+        self.saved_model_file = f"{name.removesuffix(_LAST).removesuffix('.pth')}.pth"
         tower = self.model.tower
         if tower.text is not None and self.start_epoch > tower.text.settings.head_epochs:
             tower.refresh()
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        self.model.save_encoder(Path(self.saved_model_file).absolute().with_suffix(".encoder"))
-        super()._save_checkpoint(*args, **kwargs)
+    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        target = Path(kwargs.get("saved_model_file", self.saved_model_file))
+        self.model.save_encoder(target.absolute().with_suffix(_ENCODER))
+        super()._save_checkpoint(epoch, verbose, **kwargs)
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
         self._training = TowerTraining(

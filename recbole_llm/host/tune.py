@@ -22,7 +22,7 @@ import torch
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 from recbole.evaluator import smaller_metrics
-from recbole.utils import init_logger, init_seed
+from recbole.utils import ModelType, init_logger, init_seed
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
@@ -50,6 +50,7 @@ from recbole_llm.tuning.spaces import (
     Space,
     changed,
     describe,
+    key_space,
     nested,
     read_space,
     signal_space,
@@ -218,8 +219,8 @@ class _Task:
 
     @property
     def is_ours(self) -> bool:
-        """Whether the model is made of tables."""
-        return hasattr(self.config.model_class, "signal_names")
+        """Whether the model is fitted as tables of signals; any other is trained in each trial."""
+        return _is_ours(self.config.model_class)
 
     @property
     def name(self) -> str:
@@ -260,6 +261,10 @@ class _Task:
         }
 
 
+def _is_ours(model_class: Any) -> bool:
+    return hasattr(model_class, "signal_names") and model_class.type == ModelType.TRADITIONAL
+
+
 def _fingerprint(config: Any) -> str:
     """16 hex digits of the data set's files."""
     digest = hashlib.sha256()
@@ -274,7 +279,7 @@ def _fingerprint(config: Any) -> str:
 
 
 def _objectives(given: Sequence[str] | None, config: Any) -> tuple[Objective, ...]:
-    ours = hasattr(config.model_class, "signal_names")
+    ours = _is_ours(config.model_class)
     names = [name.strip().lower() for name in given or [config["valid_metric"]]]
     if len(set(names)) < len(names):
         raise SettingsError(f"`objective`: {', '.join(names)}: one is named twice")
@@ -309,11 +314,16 @@ def _level_and_space(
     given: Mapping[str, Any],
     changes: Mapping[str, Parameter | None],
 ) -> tuple[str | None, dict[str, Parameter]]:
-    if not hasattr(config.model_class, "signal_names"):
+    if not _is_ours(config.model_class):
         if args.level:
             raise SettingsError(f"`level` is for models made of signals; {args.model} has one")
         known: Collection[str] = recbole_keys(config.model_class)
-        return None, changed({}, changes, known, args.space)
+        space: dict[str, Parameter] = {}
+        if hasattr(config.model_class, "setting_keys"):
+            known = {*known, *(key.name for key in config.model_class.setting_keys())}
+        if hasattr(config.model_class, "searched_keys"):
+            space = key_space(config.model_class.searched_keys(given))
+        return None, changed(space, changes, known, args.space)
     names = config.model_class.signal_names
     settings = read_model_settings(names, given)
     labels = list(settings.variants(is_later=True))

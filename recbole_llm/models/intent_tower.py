@@ -26,10 +26,11 @@ from recbole_llm.host.dataset import TablesDataset
 from recbole_llm.model_settings import tower_keys
 from recbole_llm.models.tables_recommender import TablesRecommender
 from recbole_llm.scoring import Scorer
-from recbole_llm.settings import Key, read_section
+from recbole_llm.settings import Key, Search, read_section
 from recbole_llm.signals.base import with_settings
 from recbole_llm.signals.intent_tower import IntentTowerSignal
 from recbole_llm.text_network import FinetuneSettings, TextNetwork
+from recbole_llm.tower_network import TowerShape
 
 _SIGNAL = "intent_tower"
 
@@ -70,6 +71,8 @@ class IntentTower(TablesRecommender):
         "train_batch_size": 4096,
         "stopping_step": 3,
     }
+    #: Where a study looks for those that it changes.
+    host_searches: ClassVar[dict[str, Search]] = {"learning_rate": Search(5e-4, 0.02, log=True)}
 
     def __init__(self, config: Any, dataset: TablesDataset) -> None:
         super().__init__(config, dataset)
@@ -87,12 +90,8 @@ class IntentTower(TablesRecommender):
         self.calibration: torch.Tensor
         self.register_buffer("calibration", torch.tensor([1.0, 0.0]))
         self._values: Scorer | None = None
-        self.tower = signal.tower(
-            self.source.data,
-            self.run,
-            self._text_network(given_settings(config)),
-            crops=augment.crops,
-        )
+        text = self._text_network(given_settings(config))
+        self.tower = self.signal.tower(self.source.data, self.run, text, crops=augment.crops)
 
     def _item_variants(
         self, dataset: TablesDataset, augment: AugmentSettings
@@ -177,28 +176,43 @@ class IntentTower(TablesRecommender):
         return text
 
     def save_encoder(self, folder: Path) -> None:
-        """Write the tuned encoder, and let the tables say that it made them."""
+        """Write the tuned encoder, and let the tables say that it made them.
+
+        Args:
+            folder: its place, beside the tables.
+        """
         if self.tower.text is None:
             return
         with new_folder(folder, overwrite=True) as filling:
             self.tower.text.save(filling)
-        others = self.signal.encoders[1:]
-        spec = f"bert:{folder}"
-        tuned = build(spec, EncoderOptions(progress=False))
-        kept = {name: self.source.encoders[name] for name in others}
+        spec = self.signal.encoders[0]
+        written = build(f"bert:{folder}", EncoderOptions(progress=False)).fingerprint()
         self.newcomers = replace(
             self.newcomers,
-            encoders={spec: tuned.fingerprint(), **kept},
-            signals=tuple(
-                replace(signal, settings={**signal.settings, "encoders": (spec, *others)})
-                for signal in self.newcomers.signals
-            ),
+            encoders={**self.newcomers.encoders, spec: written},
+            tuned={spec: folder.name},
         )
 
     @classmethod
     def setting_keys(cls) -> list[Key]:
         """The keys that it takes beside RecBole's."""
         return tower_keys()
+
+    @classmethod
+    def searched_keys(cls, given: Mapping[str, Any]) -> list[Key]:
+        """The keys that a study changes: RecBole's, and its own without what the user has set."""
+        unread = read_section(TowerShape, given, prefix="intent_tower_").unread
+        tuned = read_section(FinetuneSettings, given, prefix="finetune_").finetune != "frozen"
+        own = [
+            key
+            for key in tower_keys()
+            if key.field not in unread and (tuned or key.section != "finetune")
+        ]
+        hosts = [
+            Key(name, "host", name, float, cls.host_defaults[name], "", search)
+            for name, search in cls.host_searches.items()
+        ]
+        return [key for key in (*hosts, *own) if key.name not in given]
 
     def calculate_loss(self, interaction: Any) -> torch.Tensor:
         """The mean loss of the rows; negatives are drawn by the tower itself."""
@@ -231,7 +245,7 @@ class IntentTower(TablesRecommender):
         scores = self._raw(rows[self.USER_ID], rows[self.ITEM_ID]).cpu().numpy()
         clicks = rows[self.label_field].numpy()
         fitted = fit_platt(scores, clicks)
-        before = float(self.tower.base)
+        before = self.tower.base.item()
         self.calibration.copy_(torch.tensor(fitted))
         return (
             calibration_error(probabilities(scores, 1.0, before), clicks),
@@ -266,7 +280,7 @@ class IntentTower(TablesRecommender):
         self._scorer = None
         if self.tower.is_valued:
             self._values = Scorer([factors], self.device)
-            self.calibration.copy_(torch.tensor([1.0, float(self.tower.base)]))
+            self.calibration.copy_(torch.tensor([1.0, self.tower.base.item()]))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_values": None}

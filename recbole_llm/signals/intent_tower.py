@@ -15,7 +15,7 @@ from recbole_llm.errors import FitError
 from recbole_llm.evaluation import Validation
 from recbole_llm.factors import Factors, Rows, Table, stack_rows, unit_rows
 from recbole_llm.sequence_network import has_maps, rows_of_texts
-from recbole_llm.settings import RunOptions, Words, setting
+from recbole_llm.settings import RunOptions, Search, Words, setting
 from recbole_llm.signals.als import ALSSignal
 from recbole_llm.signals.base import (
     SingleSignal,
@@ -54,7 +54,9 @@ class IntentTowerSignal(TowerShape, SingleSignal):
         "most.",
         at_least=0,
     )
-    learning_rate: float = setting(0.005, "Step of Adam.", above=0.0)
+    learning_rate: float = setting(
+        0.005, "Step of Adam.", above=0.0, search=Search(0.001, 0.02, log=True)
+    )
     batch_size: int = setting(4096, "Interactions of a step.", at_least=2)
     encoders: Words = ()
 
@@ -155,10 +157,7 @@ class IntentTowerSignal(TowerShape, SingleSignal):
         """
         items = tower.item_table()
         if not np.isfinite(items).all():
-            raise FitError(
-                "the intent tower has no finite weights left; lower the learning rate, which is "
-                f"{self.learning_rate:g}"
-            )
+            raise FitError("the intent tower has no finite weights left; lower its learning rate")
         features = tower.items.features
         known, extra = data.warm_items | features.has_text, tower.arrays()
         if self.loss in VALUED:

@@ -37,7 +37,9 @@ def search_space(signal: Signal, fixed: Collection[str]) -> dict[str, Parameter]
     return {
         field.name: Parameter(hints[field.name], search)
         for field in dataclasses.fields(signal)  # type: ignore[arg-type]  # a dataclass, by contract
-        if (search := field.metadata.get("search")) and search.in_runs and field.name not in fixed
+        if (search := field.metadata.get("search"))
+        and search.in_runs
+        and field.name not in {*fixed, *getattr(signal, "unread", ())}
     }
 
 

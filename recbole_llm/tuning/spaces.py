@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,7 +25,7 @@ from optuna.distributions import (
 
 from recbole_llm.errors import SettingsError, did_you_mean, one_line
 from recbole_llm.model_settings import model_keys, read_model_settings
-from recbole_llm.settings import Search
+from recbole_llm.settings import Key, Search
 
 _HYPER_TEST = ("choice", "uniform", "quniform", "loguniform")
 _RANGE = ("low", "high", "log", "step")
@@ -96,10 +96,19 @@ def signal_space(
     """
     settings = read_model_settings(signal_names, given)
     sections = [*settings.signals, *(_SHARED if settings.uses_embeddings else ())]
-    return {
-        key.name: Parameter(_kind(key.type), key.search, key.section)
+    return key_space(
+        key
         for key in model_keys(signal_names)
-        if key.search and key.section in sections and key.name not in given
+        if key.section in sections
+        and key.name not in given
+        and key.field not in getattr(settings.signals.get(key.section), "unread", ())
+    )
+
+
+def key_space(keys: Iterable[Key]) -> dict[str, Parameter]:
+    """What may be searched of some settings."""
+    return {
+        key.name: Parameter(_kind(key.type), key.search, key.section) for key in keys if key.search
     }
 
 

@@ -1,14 +1,19 @@
 """IntentTower beyond the contract: what it learns, what it writes, and what it refuses."""
 
+import json
 import logging
+import shutil
 
 import numpy as np
 import pytest
+import torch
 
 import recbole_llm
-from recbole_llm.errors import FitError, SettingsError
+from recbole_llm.cli import recbole_llm_command
+from recbole_llm.errors import DataError, FitError, SettingsError
 from recbole_llm.saved_tables import read_tables
 from recbole_llm.serving import Recommender
+from recbole_llm.text_network import TextNetwork
 
 QUICK = {
     "encoder": "lexical",
@@ -21,6 +26,7 @@ QUICK = {
     "state": "INFO",
 }
 WORDS = ["red wool coat", "steel kitchen knife"]
+TUNED = {"finetune_head_epochs": 1, "finetune_batch_items": 20}
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +111,8 @@ def test_a_visitor_of_a_model_of_ratings_gets_what_is_like_her_likes(
         ({"loss": "mse", "load_col": {"inter": ["user_id", "item_id"]}}, "`loss: mse` needs rat"),
         ({"loss": "mse", "metrics": ["NDCG"]}, "`metrics` holds NDCG"),
         ({"loss": "hinge"}, "`loss` must be one of"),
+        ({"loss_type": "CE"}, "`loss_type` is for other models of RecBole; write `loss`"),
+        ({"loss": "bce", "LABEL_FIELD": "rating"}, "learns clicks, 0 or 1, and `rating` holds"),
         ({"finetune": "full"}, "`encoder` has lexical; name `bert`"),
         ({"intent_tower_epochs": 3}, "unknown setting `intent_tower_epochs`"),
         ({"augment": "atributes"}, "did you mean `attributes`"),
@@ -132,31 +140,54 @@ def test_a_lost_loss_stops_with_its_step_and_keeps_the_last_checkpoint(
         return lawful(tower, users, items) * (float("nan") if len(calls) > 12 else 1.0)
 
     monkeypatch.setattr(Tower, "loss", loss)
-    with pytest.raises(FitError, match=r"the loss is nan at step \d+ of epoch [1-9]"):
+    kept = r"the loss is nan at step \d+ of epoch [1-9].* is kept in .*\.pth"
+    with pytest.raises(FitError, match=kept):
         run(data_path, tmp_path, monkeypatch)
     (checkpoint,) = set(tmp_path.glob("*.pth")) - set(tmp_path.glob("*.last.pth"))
     assert np.isfinite(read_tables(checkpoint).blocks[0].items).all()
 
 
 @pytest.mark.parametrize("kind", ["last_n", "full"])
-def test_a_tuned_encoder_is_saved_and_serves_new_items(data_path, tmp_path, monkeypatch, kind):
-    run(
-        data_path,
-        tmp_path,
-        monkeypatch,
-        encoder="bert,lexical",
-        finetune=kind,
-        finetune_head_epochs=1,
-        finetune_batch_items=20,
-        epochs=2,
-    )
-    (folder,) = tmp_path.glob("*.encoder")
+def test_a_tuned_encoder_serves_new_words_wherever_the_folder_was_moved(
+    data_path, tmp_path, monkeypatch, capsys, tiny_bert, kind
+):
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    settings = {**TUNED, "encoder": f"lexical,bert:{tiny_bert}", "finetune": kind, "epochs": 2}
+    run(data_path, saved, monkeypatch, **settings, user_text_fields="words")
+    moved = saved.rename(tmp_path / "moved")
+    (folder,) = moved.glob("*.encoder")
     assert list(folder.glob("*.safetensors"))
-    recommender = Recommender.load(next(tmp_path.glob("*.pth")))
-    found = recommender.recommend_for(liked=["i0", "i2"], k=5)
+    checkpoint = next(moved.glob("*.pth"))
+    place = ["recommend", "--checkpoint", str(checkpoint), "--k=5", "--json"]
+    assert not recbole_llm_command([*place, "--intent", "a warm red coat"])
+    assert len(json.loads(capsys.readouterr().out)[0]["items"]) == 5
+    recommender = Recommender.load(checkpoint)
+    found = recommender.recommend_for(user="u0", liked=["i0", "i2"], new_items=["red coat"], k=5)
     assert np.isfinite(found["score"]).all()
-    told = recommender.recommend_for(intent="a warm red coat", k=5)
-    assert np.isfinite(told["score"]).all()
+    assert recommender.tables.newcomers.own_texts.keys() == {"lexical", f"bert:{tiny_bert}"}
+    shutil.rmtree(folder)
+    with pytest.raises(DataError, match="keep it beside the tables"):
+        Recommender.load(checkpoint).recommend_for(intent="a warm red coat")
+
+
+def test_lora_on_modules_that_the_encoder_does_not_have_names_those_that_it_has(
+    data_path, tmp_path, monkeypatch, tiny_bert
+):
+    pytest.importorskip("peft")
+    settings = {**TUNED, "encoder": f"bert:{tiny_bert}", "finetune": "lora"}
+    with pytest.raises(SettingsError, match="no c_attn; it has dense, key, query, value"):
+        run(data_path, tmp_path, monkeypatch, **settings, lora_modules="c_attn")
+
+
+def test_a_full_memory_says_which_settings_lower_it(data_path, tmp_path, monkeypatch, tiny_bert):
+    def forward(self, items):
+        return torch.zeros(1 << 50)  # what torch itself refuses
+
+    monkeypatch.setattr(TextNetwork, "forward", forward)
+    settings = {**TUNED, "encoder": f"bert:{tiny_bert}", "finetune": "full"}
+    with pytest.raises(FitError, match=r"memory is full; lower `train_batch_size`, .*batch_items"):
+        run(data_path, tmp_path, monkeypatch, **settings)
 
 
 AUGMENTED = {"item_text_fields": "title,for", "augment": "attributes,dropout_fields,crop_history"}
@@ -211,17 +242,16 @@ class _Killed(Exception):
 
 
 @pytest.mark.parametrize(
-    "finetune",
-    [
-        {},
-        AUGMENTED,
-        {"finetune": "last_n", "encoder": "bert", **AUGMENTED},
-    ],
+    "varied",
+    [{}, AUGMENTED, {"finetune": "last_n", **AUGMENTED}],
+    ids=["frozen", "augmented", "last_n"],
 )
 def test_a_run_that_was_stopped_goes_on_to_the_same_result(
-    data_path, tmp_path, monkeypatch, finetune
+    data_path, tmp_path, monkeypatch, tiny_bert, varied
 ):
-    settings = {**finetune, "finetune_head_epochs": 1, "finetune_batch_items": 20, "epochs": 4}
+    settings = {**TUNED, **varied, "encoder": f"bert:{tiny_bert}", "epochs": 4}
+    # Rates that rise over an epoch and move the encoder far, so that a lost one would be seen.
+    settings |= {"finetune_warm_up": 1.0, "finetune_learning_rate": 0.01}
     whole = run(data_path, tmp_path, monkeypatch, **settings, stopping_step=10)
     folder = tmp_path / "stopped"
     folder.mkdir()
@@ -239,3 +269,15 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_result(
     assert resumed["record"]["test"] == whole["record"]["test"]
     assert resumed["best_valid_score"] == whole["best_valid_score"]
     assert not list(folder.glob("*.last.pth"))
+
+
+def test_a_file_to_resume_that_is_none_is_named(data_path, tmp_path, monkeypatch):
+    for name, content in (("nowhere.last.pth", None), ("damaged.last.pth", b"no checkpoint")):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(SettingsError, match=f"`resume`: .*{name}"):
+            run(data_path, tmp_path, monkeypatch, resume=name)
+    run(data_path, tmp_path, monkeypatch, epochs=1)
+    (saved,) = set(tmp_path.glob("IntentTower*.pth"))
+    with pytest.raises(SettingsError, match="is no checkpoint of a run of these settings"):
+        run(data_path, tmp_path, monkeypatch, resume=str(saved), intent_tower_dimensions=8)

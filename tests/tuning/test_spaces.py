@@ -33,6 +33,16 @@ def test_every_searched_field_of_the_signals_in_use_is_in_the_space():
     assert {part.group for part in space.values()} == {"text", "als", "lightfm"}
 
 
+def test_what_the_towers_loss_does_not_read_is_not_searched():
+    of_rankings = signal_space(None, {"signals": "intent_tower"})
+    of_ratings = signal_space(None, {"signals": "intent_tower", "loss": "mse"})
+    assert set(of_rankings) - set(of_ratings) == {
+        "intent_tower_temperature",
+        "intent_tower_popularity_exponent",
+    }
+    assert set(of_ratings) - set(of_rankings) == {"intent_tower_regularization"}
+
+
 def test_a_new_signals_fields_join_by_themselves(monkeypatch):
     class Other(SIGNALS["als"]):
         pass

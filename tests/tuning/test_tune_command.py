@@ -212,6 +212,25 @@ def test_a_model_of_recboles_is_tuned_by_its_own_runs(tune, tmp_path):
     )
 
 
+def test_a_tower_is_tuned_by_its_own_runs(tune, tmp_path):
+    settings = ["--encoder=lexical", "--epochs=2", "--intent_tower_dimensions=16", *QUICK[3:]]
+    assert tune("--trials=3", model="IntentTower", settings=settings) == 0
+    study = study_in(tmp_path / "out")
+    assert {"learning_rate", "intent_tower_temperature"} <= set(study.best_params)
+    assert not {"encoder", "intent_tower_regularization"} & set(study.best_params)
+    record = run_of_best(tmp_path)
+    assert record["model"] == "IntentTower"
+    assert record["valid"]["ndcg@10"] == pytest.approx(study.best_value, abs=1e-6)
+
+
+def test_a_tower_among_the_signals_is_tuned_as_one(tune, tmp_path):
+    signals = ["--signals=als,intent_tower", "--intent_tower_epochs=1"]
+    assert tune("--level=signals", "--trials=3", settings=[*signals, *QUICK[1:]]) == 0
+    study = study_in(tmp_path / "out")
+    assert {"als_factors", "intent_tower_learning_rate"} <= set(study.best_params)
+    assert run_of_best(tmp_path)["valid"]["ndcg@10"] > 0
+
+
 def test_a_report_is_one_file_beside_pngs(tune, tmp_path):
     assert tune("--trials=12") == 0
     page = (tmp_path / "out" / "report.html").read_text()
