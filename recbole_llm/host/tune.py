@@ -322,7 +322,11 @@ def _level_and_space(
         if hasattr(config.model_class, "setting_keys"):
             known = {*known, *(key.name for key in config.model_class.setting_keys())}
         if hasattr(config.model_class, "searched_keys"):
-            space = key_space(config.model_class.searched_keys(given))
+            # A run trains all anew: no group of parameters is cheaper to change by itself.
+            space = {
+                name: dataclasses.replace(part, group="")
+                for name, part in key_space(config.model_class.searched_keys(given)).items()
+            }
         return None, changed(space, changes, known, args.space)
     names = config.model_class.signal_names
     settings = read_model_settings(names, given)
