@@ -51,6 +51,8 @@ class LearnedSignal:
         ridge: the map from texts to item rows; None where it has none, or reads texts itself.
         gain: what a warm item's z-score is multiplied by.
         cold_gain: the same for a cold item's.
+        side: the part of histories that it was fitted on and reads, of
+            :data:`~recbole_llm.training_data.SIDES`.
     """
 
     name: str
@@ -61,6 +63,7 @@ class LearnedSignal:
     ridge: RidgeMap | None
     gain: float
     cold_gain: float
+    side: str = "all"
 
     @classmethod
     def of(
@@ -72,6 +75,7 @@ class LearnedSignal:
         *,
         gain: float,
         cold_gain: float,
+        side: str = "all",
     ) -> LearnedSignal:
         """Of a signal, its completed tables, and which of their rows were learned."""
         is_wide = factors.is_sparse and not sp.issparse(factors.items)
@@ -84,6 +88,7 @@ class LearnedSignal:
             ridge,
             gain,
             cold_gain,
+            side,
         )
 
     @property
@@ -143,7 +148,7 @@ def user_rows(
     part = history[:, items]
 
     def fold_in(signal: Signal, factors: Factors, kept: LearnedSignal) -> Rows:
-        return signal.fold_in(factors, signal.sources(factors)[items], part)
+        return signal.fold_in(factors, signal.sources(factors)[items], part.side(kept.side))
 
     return _user_rows(newcomers, blocks, history.weights.shape[0], fold_in)
 
@@ -192,7 +197,7 @@ def told_user_rows(
         # Words give item rows; where users are made of something else they say nothing.
         if sources is factors.items:
             wanted, _ = _described(kept, signal, factors, embeddings)
-        return signal.fold_in(factors, wanted, history)
+        return signal.fold_in(factors, wanted, history.side(kept.side))
 
     return _user_rows(newcomers, blocks, n, fold_in)
 
@@ -231,8 +236,12 @@ def _user_rows(
             dataclasses.replace(factors, users=users, offset=np.zeros(n + 1, dtype=np.float32))
         )
         if kept.items is None:
-            # The block's rows are `gain` times the signal's, and z-scores undo any such factor.
-            z_scores = dataclasses.replace(z_scores, users=z_scores.users * np.float32(kept.gain))
+            # The block's rows are `gain` times the signal's, and z-scores undo any such factor but
+            # for its sign.
+            gain = np.float32(kept.gain)
+            z_scores = dataclasses.replace(
+                z_scores, users=z_scores.users * abs(gain), offset=z_scores.offset * np.sign(gain)
+            )
         standard.append(z_scores)
     return tuple(rows[1:] for rows in fused_users(standard, n + 1))
 

@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 
 from recbole_llm.factors import Index, Mask, Rows
 
+# Parts of a history by what its entries count: all, those that count at least as much as the mean,
+# those that count less.
+SIDES = ("all", "liked", "disliked")
+
 
 @dataclass(frozen=True, eq=False)
 class History:
@@ -43,6 +47,17 @@ class History:
         matrix.data[matrix.data < np.finfo(np.float32).tiny] = 0
         matrix.eliminate_zeros()
         return matrix
+
+    def side(self, name: str) -> History:
+        """The part of it on one of :data:`SIDES`, in which each entry counts 1."""
+        if name == "all":
+            return self
+        kept = _on_side(self.weights.data, name)
+        weights = _kept(self.weights, kept)
+        age = None
+        if self.age is not None:
+            age = _age(entries(weights)[0], -self.age[kept].astype(np.float64))
+        return History(with_ones(weights), age, self.own_texts)
 
     def then(self, items: Sequence[int]) -> History:
         """The histories of all users with some more items, the last one last.
@@ -146,6 +161,13 @@ class TrainingData:
         """Number of users who interacted with each item, int64 (n_items,)."""
         return np.bincount(self.interactions.indices, minlength=self.n_items).astype(np.int64)
 
+    def side(self, name: str) -> TrainingData:
+        """The data on one of :data:`SIDES`, in which each interaction counts 1."""
+        if name == "all":
+            return self
+        part = with_entries(self, _on_side(self.confidence.data, name))
+        return replace(part, interactions=part.binary)
+
     @property
     def warm_items(self) -> Mask:
         """Items with a training interaction, bool (n_items,)."""
@@ -159,15 +181,26 @@ def without_items(data: TrainingData, items: Mask) -> TrainingData:
 
 def with_entries(data: TrainingData, kept: Mask) -> TrainingData:
     """The data as if some of the entries were all, bool (nnz,); ages are counted anew."""
-    matrix = data.interactions
-    before = np.r_[0, np.cumsum(kept)]
-    interactions = sp.csr_matrix(
-        (matrix.data[kept], matrix.indices[kept], before[matrix.indptr]), shape=matrix.shape
-    )
+    interactions = _kept(data.interactions, kept)
     age = None if data.age is None else data.age[kept]
     if age is not None:
         age = _age(entries(interactions)[0], -age.astype(np.float64))
     return replace(data, interactions=interactions, age=age)
+
+
+def _kept(matrix: sp.csr_matrix, kept: Mask) -> sp.csr_matrix:
+    """A CSR matrix of some of its entries, bool (nnz,)."""
+    before = np.r_[0, np.cumsum(kept)]
+    return sp.csr_matrix(
+        (matrix.data[kept], matrix.indices[kept], before[matrix.indptr]), shape=matrix.shape
+    )
+
+
+def _on_side(weights: NDArray[np.float32], name: str) -> Mask:
+    """Which entries, of mean weight 1, are on a side; what counts nothing is on none."""
+    # Equal weights divided by their mean are 1 but for rounding.
+    is_liked = weights > 1 - 1e-5
+    return is_liked if name == "liked" else ~is_liked & (weights > 0)
 
 
 def with_ones(matrix: sp.csr_matrix) -> sp.csr_matrix:
