@@ -426,6 +426,8 @@ def _of_sides(
     for side in SIDES[1:]:
         start = perf_counter()
         part = dataclasses.replace(source, data=source.data.side(side))
+        if not 0 < part.data.interactions.nnz < source.data.interactions.nnz:
+            continue
         for label, of_all in fitted.items():
             try:
                 _, factors = fit_cached(of_all.signal, part.data, run)

@@ -128,7 +128,7 @@ class Regression:
     of_user: float
     of_item: float
 
-    def of(
+    def score(
         self, z_scores: Table, user_bias: NDArray[np.float64], item_bias: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """Of n pairs, float64 (n,); ``z_scores`` is (n, k), the biases are (n,)."""
@@ -189,7 +189,7 @@ def held_out_values(
             *(part[fitted] for part in columns), values[fitted], scale, is_clicks=is_clicks
         )
         found[held] = predicted(
-            of_fold.of(*(part[held] for part in columns)), scale, is_clicks=is_clicks
+            of_fold.score(*(part[held] for part in columns)), scale, is_clicks=is_clicks
         )
     return found
 
@@ -215,7 +215,7 @@ class Prediction:
     user_terms: NDArray[np.float64]
     scale: ValueScale
 
-    def of(self, scores: Table, users: Index) -> Table:
+    def values(self, scores: Table, users: Index) -> Table:
         """Chances or ratings of pairs, float32 (n,)."""
         found = scores.astype(np.float64) + self.user_terms[users]
         return predicted(found, self.scale, is_clicks=self.is_clicks).astype(np.float32)

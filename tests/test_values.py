@@ -52,7 +52,7 @@ def test_ratings_are_the_ridge_of_what_the_biases_leave():
     weights = np.linalg.solve(design.T @ design + penalty, design.T @ rest)
     expected = SCALE.mean + SCALE.spread * (user_bias + item_bias + design @ weights)
     found = fit_regression(*columns, values, SCALE, is_clicks=False)
-    np.testing.assert_allclose(found.of(*columns), expected, atol=1e-6)
+    np.testing.assert_allclose(found.score(*columns), expected, atol=1e-6)
 
 
 def test_ratings_without_evidence_are_mean_and_biases():
@@ -88,7 +88,7 @@ def test_a_held_out_row_does_not_see_its_own_value(is_clicks):
 def test_a_prediction_is_the_score_with_the_users_term_on_the_scale(is_clicks):
     terms = np.array([0.0, 3.0, -2.0])
     scores, users = np.array([0.5, 9.0, -4.0, 0.1], np.float32), np.array([1, 1, 2, 2])
-    found = Prediction(is_clicks, terms, SCALE).of(scores, users)
+    found = Prediction(is_clicks, terms, SCALE).values(scores, users)
     for value, score, user in zip(found, scores, users, strict=True):
         total = score + terms[user]
         expected = 1 / (1 + np.exp(-total)) if is_clicks else min(5.0, max(1.0, total))

@@ -164,7 +164,7 @@ class TablesRecommender(GeneralRecommender):
         scores = self.scorer.pairs(users, items)
         if self.prediction is None:
             return scores
-        found = self.prediction.of(scores.cpu().numpy(), users.cpu().numpy())
+        found = self.prediction.values(scores.cpu().numpy(), users.cpu().numpy())
         return torch.from_numpy(found).to(self.device)
 
     def full_sort_predict(self, interaction: Any) -> torch.Tensor:
