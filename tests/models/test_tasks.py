@@ -81,10 +81,13 @@ def test_clicks_are_predicted_as_calibrated_chances(data_path, tmp_path, monkeyp
     assert sum("calibration error" in line for line in caplog.messages) == 2
 
 
-@pytest.mark.parametrize("model", ["ALS", "LightFM", "TextIntent"])
-def test_a_single_signal_predicts_ratings_too(data_path, tmp_path, monkeypatch, model):
-    result = run(data_path, tmp_path, monkeypatch, model, task="ratings")
-    assert result["test_result"]["rmse"] < 1.2
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [("ALS", {"als_regularization": 0.1, "als_factors": 8}), ("LightFM", {}), ("TextIntent", {})],
+)
+def test_a_single_signal_predicts_ratings_too(data_path, tmp_path, monkeypatch, model, settings):
+    result = run(data_path, tmp_path, monkeypatch, model, task="ratings", **settings)
+    assert result["test_result"]["rmse"] < 1.5  # of ratings whose standard deviation is 1.8
 
 
 @pytest.mark.parametrize("task", [CLICKS, {"task": "ratings"}])
