@@ -40,11 +40,12 @@ from recbole_llm.scoring import Scorer
 from recbole_llm.settings import RunOptions, TextSettings
 from recbole_llm.signal_cache import fit_cached
 from recbole_llm.signals import Signal, SkippedSignal
-from recbole_llm.training_data import SIDES, TrainingData, without_items
+from recbole_llm.training_data import TrainingData, without_items
 from recbole_llm.tuning.recency import choose_decay
 from recbole_llm.tuning.signal_search import search_signal, search_space
 from recbole_llm.tuning.weights import select_weights, tune_weights
 from recbole_llm.values import (
+    Expectation,
     Labelled,
     Prediction,
     ValueScale,
@@ -152,8 +153,8 @@ def fit_values(
 ) -> tuple[tuple[Factors, ...], FitReport, Newcomers, Prediction]:
     """Fit all signals, and make clicks or ratings of their scores by a regression.
 
-    Each signal is fitted on all interactions, and again on those that count at least as much as
-    the mean and on the others: liking a thing and having to do with it are not the same.
+    Each signal is fitted on all interactions, and again on those that count more than was expected
+    of the user and the item, and on those that count less: having a thing is not liking it.
 
     Args:
         data: the training part, without embeddings.
@@ -174,12 +175,14 @@ def fit_values(
     source = encode(data, user_texts, settings, run, report)
     with report.timed("signals"):
         fitted = fit_signals(source, validation, settings, _SEARCHED_BY, run, report)
-        fitted |= _of_sides(fitted, source, settings, run)
+        expectation = Expectation.of(source.data.history)
+        fitted |= _of_sides(fitted, source, expectation, settings, run)
     with report.timed("tune"):
         fused, prediction = regress(fitted, source, task, run)
     report.weights = dict(fused.weights)
     logger.info(f"weights: {_listed(report.weights)}")
-    return fused.blocks, report, _newcomers(fitted, fused, source), prediction
+    newcomers = dataclasses.replace(_newcomers(fitted, fused, source), expectation=expectation)
+    return fused.blocks, report, newcomers, prediction
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,14 +294,14 @@ class Fitted:
         factors: standardised, completed.
         learned: bool (n_items,), the item rows that were not completed.
         ridge: what completes item rows; None where nothing does.
-        side: the part of the histories that it was fitted on.
+        side: what of the histories it was fitted on; "": all.
     """
 
     signal: Signal
     factors: Factors
     learned: Mask
     ridge: RidgeMap | None
-    side: str = "all"
+    side: str = ""
 
 
 def fit_signals(
@@ -419,15 +422,17 @@ def _as_if_cold(
 
 
 def _of_sides(
-    fitted: Mapping[str, Fitted], source: Source, settings: ModelSettings, run: RunOptions
+    fitted: Mapping[str, Fitted],
+    source: Source,
+    expectation: Expectation,
+    settings: ModelSettings,
+    run: RunOptions,
 ) -> dict[str, Fitted]:
     """The signals once more on what users liked and on what they did not, ``LABEL:SIDE``."""
     found: dict[str, Fitted] = {}
-    for side in SIDES[1:]:
+    for side in expectation.sizes:
         start = perf_counter()
-        part = dataclasses.replace(source, data=source.data.side(side))
-        if not 0 < part.data.interactions.nnz < source.data.interactions.nnz:
-            continue
+        part = dataclasses.replace(source, data=expectation.side_of(source.data, side))
         for label, of_all in fitted.items():
             try:
                 _, factors = fit_cached(of_all.signal, part.data, run)

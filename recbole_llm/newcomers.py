@@ -31,6 +31,7 @@ from recbole_llm.factors import (
 )
 from recbole_llm.signals import SIGNALS, Signal
 from recbole_llm.training_data import History
+from recbole_llm.values import Expectation
 
 # What making rows takes at once.
 _BATCH_BYTES = 1 << 28
@@ -51,8 +52,7 @@ class LearnedSignal:
         ridge: the map from texts to item rows; None where it has none, or reads texts itself.
         gain: what a warm item's z-score is multiplied by.
         cold_gain: the same for a cold item's.
-        side: the part of histories that it was fitted on and reads, of
-            :data:`~recbole_llm.training_data.SIDES`.
+        side: what of the histories it reads, of :data:`~recbole_llm.values.SIDES`; "": all.
     """
 
     name: str
@@ -63,7 +63,7 @@ class LearnedSignal:
     ridge: RidgeMap | None
     gain: float
     cold_gain: float
-    side: str = "all"
+    side: str = ""
 
     @classmethod
     def of(
@@ -75,7 +75,7 @@ class LearnedSignal:
         *,
         gain: float,
         cold_gain: float,
-        side: str = "all",
+        side: str = "",
     ) -> LearnedSignal:
         """Of a signal, its completed tables, and which of their rows were learned."""
         is_wide = factors.is_sparse and not sp.issparse(factors.items)
@@ -120,12 +120,19 @@ class Newcomers:
         encoders: what texts are encoded by -> its fingerprint; empty where no text is read.
         own_texts: encoder's name -> unit rows (n_users, d) of what the users say of themselves;
             empty where no such text is read.
+        expectation: what tells the sides of histories apart; None where no signal reads one.
     """
 
     signals: tuple[LearnedSignal, ...]
     level: float
     encoders: Mapping[str, str]
     own_texts: Mapping[str, Rows] = field(default_factory=dict)
+    expectation: Expectation | None = None
+
+    @property
+    def like(self) -> float:
+        """What a visitor's like counts."""
+        return 1.0 if self.expectation is None else self.expectation.like
 
     def history(self, users: Index, history: History) -> History:
         """A history of users of the data set, with what they say of themselves."""
@@ -145,10 +152,13 @@ def user_rows(
         history: of n users over the n_items items.
     """
     items = np.unique(history.weights.indices)
-    part = history[:, items]
+    parts = {"": history[:, items]}
+    if newcomers.expectation is not None:
+        for side in newcomers.expectation.sizes:
+            parts[side] = newcomers.expectation.side(history, side)[:, items]
 
     def fold_in(signal: Signal, factors: Factors, kept: LearnedSignal) -> Rows:
-        return signal.fold_in(factors, signal.sources(factors)[items], part.side(kept.side))
+        return signal.fold_in(factors, signal.sources(factors)[items], parts[kept.side])
 
     return _user_rows(newcomers, blocks, history.weights.shape[0], fold_in)
 
@@ -195,9 +205,9 @@ def told_user_rows(
         sources = signal.sources(factors)
         wanted = _zeros(sources, n)
         # Words give item rows; where users are made of something else they say nothing.
-        if sources is factors.items:
+        if sources is factors.items and kept.side != "disliked":
             wanted, _ = _described(kept, signal, factors, embeddings)
-        return signal.fold_in(factors, wanted, history.side(kept.side))
+        return signal.fold_in(factors, wanted, history)
 
     return _user_rows(newcomers, blocks, n, fold_in)
 

@@ -25,6 +25,7 @@ from recbole_llm.completion import RidgeMap
 from recbole_llm.errors import DataError, did_you_mean, one_line
 from recbole_llm.factors import Factors, Index
 from recbole_llm.newcomers import LearnedSignal, Newcomers
+from recbole_llm.values import Expectation
 
 SUFFIX = ".tables"
 
@@ -235,7 +236,8 @@ def _newcomers(fields: Mapping[str, Any]) -> Newcomers:
     for signal in fields["signals"]:
         ridge = signal["ridge"] and _build(RidgeMap, signal["ridge"])
         signals.append(_build(LearnedSignal, {**signal, "ridge": ridge}))
-    return _build(Newcomers, {**fields, "signals": tuple(signals)})
+    expectation = fields.get("expectation") and _build(Expectation, fields["expectation"])
+    return _build(Newcomers, {**fields, "signals": tuple(signals), "expectation": expectation})
 
 
 def _write_rows(folder: Path, name: str, rows: Any) -> dict[str, Any]:

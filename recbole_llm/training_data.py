@@ -13,10 +13,6 @@ from numpy.typing import NDArray
 
 from recbole_llm.factors import Index, Mask, Rows
 
-# Parts of a history by what its entries count: all, those that count at least as much as the mean,
-# those that count less.
-SIDES = ("all", "liked", "disliked")
-
 
 @dataclass(frozen=True, eq=False)
 class History:
@@ -48,22 +44,12 @@ class History:
         matrix.eliminate_zeros()
         return matrix
 
-    def side(self, name: str) -> History:
-        """The part of it on one of :data:`SIDES`, in which each entry counts 1."""
-        if name == "all":
-            return self
-        kept = _on_side(self.weights.data, name)
-        weights = _kept(self.weights, kept)
-        age = None
-        if self.age is not None:
-            age = _age(entries(weights)[0], -self.age[kept].astype(np.float64))
-        return History(with_ones(weights), age, self.own_texts)
-
-    def then(self, items: Sequence[int]) -> History:
+    def then(self, items: Sequence[int], weight: float = 1.0) -> History:
         """The histories of all users with some more items, the last one last.
 
         Args:
-            items: item rows, each once; they count 1, or more where they counted more before.
+            items: item rows, each once.
+            weight: what they count, or more where they counted more before.
 
         Returns:
             Histories without what counted nothing (weight 0).
@@ -75,14 +61,15 @@ class History:
         user = np.r_[users, np.repeat(np.arange(n_users), n)]
         item = np.r_[before, np.tile(np.asarray(items, dtype=np.int64), n_users)]
         age = np.r_[ages + n, np.tile(np.arange(n)[::-1], n_users)].astype(np.int32)
-        weight = np.r_[self.weights.data[counts], np.ones(n * n_users)].astype(np.float32)
+        added = np.full(n * n_users, weight)
+        counted = np.r_[self.weights.data[counts], added].astype(np.float32)
         # An item that comes again is as old as it was last, which is the first in this order.
         order = np.lexsort((age, item, user))
-        user, item, age, weight = user[order], item[order], age[order], weight[order]
+        user, item, age, counted = user[order], item[order], age[order], counted[order]
         first = np.flatnonzero(np.diff(user * self.weights.shape[1] + item, prepend=-1))
-        weight = np.maximum.reduceat(weight, first) if len(first) else weight
+        counted = np.maximum.reduceat(counted, first) if len(first) else counted
         ends = np.r_[0, np.cumsum(np.bincount(user[first], minlength=n_users))]
-        weights = sp.csr_matrix((weight, item[first], ends), shape=self.weights.shape)
+        weights = sp.csr_matrix((counted, item[first], ends), shape=self.weights.shape)
         return History(weights, age[first], self.own_texts)
 
     def __getitem__(self, key: Any) -> History:
@@ -161,13 +148,6 @@ class TrainingData:
         """Number of users who interacted with each item, int64 (n_items,)."""
         return np.bincount(self.interactions.indices, minlength=self.n_items).astype(np.int64)
 
-    def side(self, name: str) -> TrainingData:
-        """The data on one of :data:`SIDES`, in which each interaction counts 1."""
-        if name == "all":
-            return self
-        part = with_entries(self, _on_side(self.confidence.data, name))
-        return replace(part, interactions=part.binary)
-
     @property
     def warm_items(self) -> Mask:
         """Items with a training interaction, bool (n_items,)."""
@@ -181,26 +161,15 @@ def without_items(data: TrainingData, items: Mask) -> TrainingData:
 
 def with_entries(data: TrainingData, kept: Mask) -> TrainingData:
     """The data as if some of the entries were all, bool (nnz,); ages are counted anew."""
-    interactions = _kept(data.interactions, kept)
+    matrix = data.interactions
+    before = np.r_[0, np.cumsum(kept)]
+    interactions = sp.csr_matrix(
+        (matrix.data[kept], matrix.indices[kept], before[matrix.indptr]), shape=matrix.shape
+    )
     age = None if data.age is None else data.age[kept]
     if age is not None:
         age = _age(entries(interactions)[0], -age.astype(np.float64))
     return replace(data, interactions=interactions, age=age)
-
-
-def _kept(matrix: sp.csr_matrix, kept: Mask) -> sp.csr_matrix:
-    """A CSR matrix of some of its entries, bool (nnz,)."""
-    before = np.r_[0, np.cumsum(kept)]
-    return sp.csr_matrix(
-        (matrix.data[kept], matrix.indices[kept], before[matrix.indptr]), shape=matrix.shape
-    )
-
-
-def _on_side(weights: NDArray[np.float32], name: str) -> Mask:
-    """Which entries, of mean weight 1, are on a side; what counts nothing is on none."""
-    # Equal weights divided by their mean are 1 but for rounding.
-    is_liked = weights > 1 - 1e-5
-    return is_liked if name == "liked" else ~is_liked & (weights > 0)
 
 
 def with_ones(matrix: sp.csr_matrix) -> sp.csr_matrix:

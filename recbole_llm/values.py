@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import KFold
@@ -12,6 +14,7 @@ from sklearn.model_selection import KFold
 from recbole_llm.calibration import fit_chances, probabilities
 from recbole_llm.errors import SettingsError
 from recbole_llm.factors import Index, Table
+from recbole_llm.training_data import History, TrainingData, entries, with_entries
 
 # Mean reactions that a bias stands for before anything is known, in interactions.
 DAMPING = 5.0
@@ -19,6 +22,12 @@ _BIAS_SWEEPS = 10
 # L2 penalty of the regression's coefficients, in validation rows.
 _PENALTY = 1.0
 _FOLDS = 5
+# How users reacted, beyond what was expected: the sign of what is read.
+SIDES = {"liked": 1, "disliked": -1}
+# Smaller reactions, and spreads, are none: rounding errors of equal weights.
+_NO_REACTION = 1e-3
+# What a visitor's like counts, in standard deviations above the mean.
+_LIKE = 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +126,61 @@ def damped_biases(
 def _damped_means(groups: Index, values: NDArray[np.float64], n_groups: int) -> NDArray[np.float64]:
     counts = np.bincount(groups, minlength=n_groups)
     return np.bincount(groups, values, n_groups) / (counts + DAMPING)
+
+
+@dataclass(frozen=True, eq=False)
+class Expectation:
+    """What is expected of an interaction, so that liking a thing is more than having it.
+
+    Attributes:
+        item_biases: float64 (n_items,), in standard deviations.
+        spread: the standard deviation of what interactions count, 1 in the mean.
+        like: what a visitor's like counts.
+        sizes: side -> mean size of the training part's reactions on it; none where there is none.
+    """
+
+    item_biases: NDArray[np.float64]
+    spread: float
+    like: float
+    sizes: Mapping[str, float]
+
+    @classmethod
+    def of(cls, history: History) -> Expectation:
+        """What the training part lets expect."""
+        weights = history.weights
+        spread = float(weights.data.std()) if weights.nnz else 0.0
+        if spread < _NO_REACTION:
+            spread = 1.0
+        values = (weights.data.astype(np.float64) - 1) / spread
+        _, biases = damped_biases(*entries(weights), values, weights.shape)
+        like = float(min(weights.data.max(initial=1.0), 1 + _LIKE * spread))
+        expectation = cls(biases, spread, like, {})
+        reactions = expectation.reactions(weights)
+        sizes = {}
+        for side, sign in SIDES.items():
+            on_side = sign * reactions > _NO_REACTION
+            if on_side.any():
+                sizes[side] = float(np.abs(reactions[on_side]).mean())
+        return replace(expectation, sizes=sizes)
+
+    def reactions(self, weights: sp.csr_matrix) -> NDArray[np.float64]:
+        """What entries count beyond their items' and users' biases, in standard deviations."""
+        users, items = entries(weights)
+        rest = (weights.data.astype(np.float64) - 1) / self.spread - self.item_biases[items]
+        return rest - _damped_means(users, rest, weights.shape[0])[users]
+
+    def side(self, history: History, name: str) -> History:
+        """The entries on one of the sides, each counting as much as its reaction, 1 in the mean."""
+        reactions = SIDES[name] * self.reactions(history.weights)
+        kept = reactions > _NO_REACTION
+        part = with_entries(TrainingData(history.weights, history.age), kept)
+        part.interactions.data = (reactions[kept] / self.sizes[name]).astype(np.float32)
+        return replace(history, weights=part.interactions, age=part.age)
+
+    def side_of(self, data: TrainingData, name: str) -> TrainingData:
+        """The training part alike."""
+        part = self.side(data.history, name)
+        return replace(data, interactions=part.weights, age=part.age)
 
 
 @dataclass(frozen=True, eq=False)

@@ -90,15 +90,3 @@ def test_before_someone_had_an_item_the_one_before_was_her_last():
     rest = without_items(data, np.array([False, True, False, False, False]))
     np.testing.assert_array_equal(rest.age, [0, 0, 1, 0])
     np.testing.assert_array_equal(rest.interactions.indices, [2, 3, 4, 4])
-
-
-@pytest.mark.parametrize("name", ["liked", "disliked"])
-def test_a_side_of_a_history_is_that_of_the_data(name):
-    weights = np.array([[0, 0, 0, 0], [5, 1, 0, 2], [0, 3, 3, 4]], np.float32)  # 3 in the mean
-    data = TrainingData(sp.csr_matrix(weights), np.array([2, 1, 0, 0, 2, 1], np.int32))
-    part, history = data.side(name), data.history.side(name)
-    expected = (weights >= 3) if name == "liked" else (weights > 0) & (weights < 3)
-    np.testing.assert_array_equal(part.interactions.toarray(), expected)
-    np.testing.assert_array_equal(history.weights.toarray(), part.history.weights.toarray())
-    np.testing.assert_array_equal(history.age, part.age)
-    np.testing.assert_array_equal(history.age, [0, 0, 2, 1] if name == "liked" else [1, 0])

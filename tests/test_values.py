@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from recbole_llm.errors import SettingsError
+from recbole_llm.training_data import History
 from recbole_llm.values import (
     DAMPING,
+    Expectation,
     Labelled,
     Prediction,
     ValueScale,
@@ -101,3 +104,31 @@ def test_without_validation_rows_the_task_says_what_it_needs():
     for valid in (None, Labelled(none, none, none.astype(float))):
         with pytest.raises(SettingsError, match="`task: ratings` is fitted on validation rows"):
             ValueTask.of("ratings", known, valid, (2, 2))
+
+
+def test_sides_are_what_goes_beyond_the_biases_of_users_and_items():
+    weights = np.array([[0, 0, 0, 0], [5, 1, 0, 2], [0, 3, 3, 4]], np.float32) / 3  # 1 in the mean
+    history = History(sp.csr_matrix(weights), np.array([2, 1, 0, 0, 2, 1], np.int32))
+    expectation = Expectation.of(history)
+    spread = weights[weights > 0].std()
+    assert expectation.spread == pytest.approx(spread)
+    assert expectation.like == pytest.approx(min(5 / 3, 1 + 2 * spread))
+    reactions = np.zeros(weights.shape)
+    for user in (1, 2):
+        items = np.flatnonzero(weights[user])
+        rest = (weights[user, items] - 1) / spread - expectation.item_biases[items]
+        reactions[user, items] = rest - rest.sum() / (len(items) + DAMPING)
+    for name, sign in (("liked", 1), ("disliked", -1)):
+        expected = np.maximum(sign * reactions, 0)
+        part = expectation.side(history, name)
+        np.testing.assert_allclose(
+            part.weights.toarray(), expected / expected[expected > 0].mean(), rtol=1e-5
+        )
+        for user in (1, 2):
+            ages = part.age[slice(*part.weights.indptr[user : user + 2])]
+            assert sorted(ages) == list(range(len(ages)))
+
+
+def test_equal_weights_have_no_sides():
+    history = History(sp.csr_matrix(np.ones((3, 4), np.float32) * np.float32(0.9999999)))
+    assert not Expectation.of(history).sizes

@@ -117,7 +117,7 @@ def test_a_model_of_ratings_serves_what_it_predicts_and_folds_in_by_likes_and_di
 ):
     run(data_path, tmp_path, monkeypatch, task="ratings", signals="item_item,text_intent")
     tables = read_tables(next(tmp_path.glob("*.pth")))
-    assert {signal.side for signal in tables.newcomers.signals} == {"all", "liked", "disliked"}
+    assert {signal.side for signal in tables.newcomers.signals} == {"", "liked", "disliked"}
     assert min(signal.gain for signal in tables.newcomers.signals) < 0
     users = np.flatnonzero(tables.user_counts)
     history = History(tables.known, tables.age)[users]
