@@ -247,14 +247,17 @@ def held_out_values(
     """Of each row what a regression on the other folds predicts, (n,); args as above."""
     found = np.empty(len(values))
     folds = KFold(min(_FOLDS, len(values)), shuffle=True, random_state=seed)
-    columns = (z_scores, user_bias, item_bias)
     for fitted, held in folds.split(values):
         of_fold = fit_regression(
-            *(part[fitted] for part in columns), values[fitted], scale, is_clicks=is_clicks
+            z_scores[fitted],
+            user_bias[fitted],
+            item_bias[fitted],
+            values[fitted],
+            scale,
+            is_clicks=is_clicks,
         )
-        found[held] = predicted(
-            of_fold.score(*(part[held] for part in columns)), scale, is_clicks=is_clicks
-        )
+        scores = of_fold.score(z_scores[held], user_bias[held], item_bias[held])
+        found[held] = predicted(scores, scale, is_clicks=is_clicks)
     return found
 
 
