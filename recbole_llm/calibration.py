@@ -4,46 +4,62 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
 
-_STEPS = 25
-_PENALTY = 1e-3
+_MOST_STEPS = 1000
 _BINS = 15
 
 
 def fit_platt(scores: NDArray[np.float32], clicks: NDArray[np.float32]) -> tuple[float, float]:
-    """Gain and shift of ``sigmoid(gain · score + shift)`` that are likeliest, by Newton's method.
-
-    Source: Platt, "Probabilistic Outputs for Support Vector Machines", 1999; as there, targets are
-    drawn a little towards each other, so that separable scores get a finite gain.
+    """Gain and shift of ``sigmoid(gain · score + shift)`` that are likeliest.
 
     Args:
         scores: (n,), any scale.
         clicks: (n,), 0 or 1.
     """
+    weights, shift = fit_chances(scores[:, None], clicks, penalty=1e-3)
+    return float(weights[0]), shift
+
+
+def fit_chances(
+    features: NDArray[np.floating], clicks: NDArray[np.floating], *, penalty: float
+) -> tuple[NDArray[np.float64], float]:
+    """Weights (k,) and intercept of a logistic regression of clicks.
+
+    Source: Platt, "Probabilistic Outputs for Support Vector Machines", 1999; as there, targets are
+    drawn a little towards each other, so that neither separable scores nor clicks of one kind
+    alone give infinite weights.
+
+    Args:
+        features: (n, k), of like scales.
+        clicks: (n,), 0 or 1.
+        penalty: L2, of the weights alone, in rows.
+    """
     n_clicks = clicks.sum()
     high, low = (n_clicks + 1) / (n_clicks + 2), 1 / (len(clicks) - n_clicks + 2)
     wanted = np.where(clicks > 0.5, high, low)
-    design = np.c_[scores, np.ones(len(scores))].astype(np.float64)
-    weights = np.array([0.0, np.log(wanted.mean() / (1 - wanted.mean()))])
-    for _ in range(_STEPS):
-        found = probabilities(scores, weights[0], weights[1])
-        gradient = design.T @ (found - wanted) + _PENALTY * weights
-        curvature = (design * (found * (1 - found))[:, None]).T @ design + _PENALTY * np.eye(2)
-        weights = weights - np.linalg.solve(curvature, gradient)
-    return float(weights[0]), float(weights[1])
+    # A target between 0 and 1 is a share of a row of either kind.
+    found = LogisticRegression(C=1 / penalty, max_iter=_MOST_STEPS, tol=1e-6).fit(
+        np.r_[features, features].astype(np.float64),
+        np.repeat([1, 0], len(clicks)),
+        sample_weight=np.r_[wanted, 1 - wanted],
+    )
+    return found.coef_[0], float(found.intercept_[0])
 
 
-def probabilities(scores: NDArray[np.float32], gain: float, shift: float) -> NDArray[np.float64]:
+def probabilities(scores: NDArray[np.floating], gain: float, shift: float) -> NDArray[np.float64]:
     """``sigmoid(gain · score + shift)``, (n,)."""
     logits = gain * scores.astype(np.float64) + shift
     return 0.5 * (1 + np.tanh(logits / 2))
 
 
-def calibration_error(found: NDArray[np.float64], clicks: NDArray[np.float32]) -> float:
+def calibration_error(found: NDArray[np.float64], clicks: NDArray[np.floating]) -> float:
     """The expected calibration error: how far probabilities are from shares of clicks, 0 to 1.
 
     The mean, over bins of equally many rows, of the difference between the mean probability and
     the share of clicks. Source: Naeini et al., "Obtaining Well Calibrated Probabilities", 2015.
+    Scikit-learn's ``calibration_curve`` does not say how many rows its bins have, which ties make
+    unequal.
 
     Args:
         found: (n,), probabilities.

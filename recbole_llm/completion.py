@@ -21,6 +21,8 @@ from recbole_llm.factors import Factors, Index, Mask, Rows, Table, batches
 # feature row, and the interactions at which a row is trusted half: both flat optima.
 _WORDS_SHARE = 0.7
 _HALF_TRUST = 5.0
+# Of the ridge from texts to items' biases.
+BIAS_PENALTY = 10.0
 _PENALTIES = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3)
 _HELD_OUT = 0.2
 _TOLERANCE = 1e-3
@@ -126,6 +128,19 @@ def fit_ridge(
     """
     problem = _Problem.of(features, rows, weights)
     return problem.ridge_map(problem.solve(penalty), penalty)
+
+
+def bias_map(features: TextFeatures | None, biases: Table, counts: Index) -> RidgeMap | None:
+    """What texts say of the items' biases; None where no known item has a text.
+
+    Args:
+        features: of the items' texts.
+        biases: float32 (n_items,), of known items.
+        counts: int64 (n_items,), what stands behind each; 0: it is not known.
+    """
+    if features is None or not (features.has_text & (counts > 0)).any():
+        return None
+    return fit_ridge(features, biases[:, None], trust(counts), penalty=BIAS_PENALTY)
 
 
 @dataclass(frozen=True, eq=False)

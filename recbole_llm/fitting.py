@@ -15,10 +15,14 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
+from recbole_llm.calibration import calibration_error
 from recbole_llm.completion import (
     RidgeMap,
     TextFeatures,
+    bias_map,
     complete,
     complete_users,
     completion_map,
@@ -28,10 +32,11 @@ from recbole_llm.embedding_cache import EmbeddingCache, default_folder, encode_c
 from recbole_llm.encoders import EncoderOptions, build
 from recbole_llm.errors import DataError, SettingsError
 from recbole_llm.evaluation import Metric, Validation, evaluate
-from recbole_llm.factors import Factors, Mask, Rows, standardise
+from recbole_llm.factors import Factors, Mask, Rows, Table, gated, standardise
 from recbole_llm.fusion import FUSIONS, Evidence, Fused, Judged, Situation, exposure_table
 from recbole_llm.model_settings import ModelSettings
 from recbole_llm.newcomers import LearnedSignal, Newcomers
+from recbole_llm.scoring import Scorer
 from recbole_llm.settings import RunOptions, TextSettings
 from recbole_llm.signal_cache import fit_cached
 from recbole_llm.signals import Signal, SkippedSignal
@@ -39,9 +44,21 @@ from recbole_llm.training_data import TrainingData, without_items
 from recbole_llm.tuning.recency import choose_decay
 from recbole_llm.tuning.signal_search import search_signal, search_space
 from recbole_llm.tuning.weights import select_weights, tune_weights
+from recbole_llm.values import (
+    Expectation,
+    Labelled,
+    Prediction,
+    ValueScale,
+    ValueTask,
+    damped_biases,
+    fit_regression,
+    held_out_values,
+)
 
 logger = logging.getLogger(__name__)
 
+# What signals' settings are searched by where clicks or ratings are predicted.
+_SEARCHED_BY = Metric("ndcg", 10)
 # One in so many of the warm items is made cold to find the weights of cold ones.
 _FOLDS = 5
 
@@ -123,6 +140,49 @@ def fit_model(
             report.fused = evaluate(fused.blocks, validation, metric, run.device)
     _log(report, metric)
     return fused.blocks, report, _newcomers(fitted, fused, source)
+
+
+def fit_values(
+    data: TrainingData,
+    validation: Validation | None,
+    task: ValueTask,
+    settings: ModelSettings,
+    run: RunOptions,
+    *,
+    user_texts: tuple[str, ...] = (),
+) -> tuple[tuple[Factors, ...], FitReport, Newcomers, Prediction]:
+    """Fit all signals, and make clicks or ratings of their scores by a regression.
+
+    Each signal is fitted on all interactions, and again on those that count more than was expected
+    of the user and the item, and on those that count less: having a thing is not liking it.
+
+    Args:
+        data: the training part, without embeddings.
+        validation: what the signals' own settings are searched by, as rankings.
+        task: what is predicted.
+        settings: the model's.
+        run: device, seed, progress.
+        user_texts: n_users texts of the users' own, or none at all.
+
+    Returns:
+        As :func:`fit_model`, and what makes predictions of the scores.
+
+    Raises:
+        DataError: no signal has anything to learn from.
+        SettingsError: an encoder cannot be had.
+    """
+    report = FitReport(metric=str(_SEARCHED_BY) if validation else None)
+    source = encode(data, user_texts, settings, run, report)
+    with report.timed("signals"):
+        fitted = fit_signals(source, validation, settings, _SEARCHED_BY, run, report)
+        expectation = Expectation.of(source.data.history)
+        fitted |= _of_sides(fitted, source, expectation, settings, run)
+    with report.timed("tune"):
+        fused, prediction = regress(fitted, source, task, run)
+    report.weights = dict(fused.weights)
+    logger.info(f"weights: {_listed(report.weights)}")
+    newcomers = dataclasses.replace(_newcomers(fitted, fused, source), expectation=expectation)
+    return fused.blocks, report, newcomers, prediction
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,12 +298,14 @@ class Fitted:
         factors: standardised, completed.
         learned: bool (n_items,), the item rows that were not completed.
         ridge: what completes item rows; None where nothing does.
+        side: what of the histories it was fitted on; "": all.
     """
 
     signal: Signal
     factors: Factors
     learned: Mask
     ridge: RidgeMap | None
+    side: str = ""
 
 
 def fit_signals(
@@ -363,6 +425,92 @@ def _as_if_cold(
     return Situation(factors, rest.data.binary, without_items(data, ~held).binary)
 
 
+def _of_sides(
+    fitted: Mapping[str, Fitted],
+    source: Source,
+    expectation: Expectation,
+    settings: ModelSettings,
+    run: RunOptions,
+) -> dict[str, Fitted]:
+    """The signals once more on what users liked and on what they did not, ``LABEL:SIDE``."""
+    found: dict[str, Fitted] = {}
+    for side in expectation.sizes:
+        start = perf_counter()
+        part = dataclasses.replace(source, data=expectation.side_of(source.data, side))
+        for label, of_all in fitted.items():
+            try:
+                _, factors = fit_cached(of_all.signal, part.data, run)
+            except SkippedSignal:
+                continue
+            again = for_all(of_all.signal, factors, part, settings, run)
+            found[f"{label}:{side}"] = dataclasses.replace(again, side=side)
+        logger.info(
+            f"fitted again on the {part.data.interactions.nnz:,} interactions that are {side} "
+            f"[{perf_counter() - start:.1f}s]"
+        )
+    return found
+
+
+def regress(
+    fitted: Mapping[str, Fitted], source: Source, task: ValueTask, run: RunOptions
+) -> tuple[Fused, Prediction]:
+    """Weigh the signals and biases by a regression on the validation rows.
+
+    The blocks score by all but what a user adds to each of her items.
+    """
+    scale = ValueScale.of(task.train.values)
+    of_users, of_items = damped_biases(
+        task.train.users,
+        task.train.items,
+        (task.train.values - scale.mean) / scale.spread,
+        task.shape,
+    )
+    ridge = bias_map(source.item_texts, of_items.astype(np.float32), source.data.item_counts)
+    if source.item_texts is not None and ridge is not None:
+        cold = source.item_texts.has_text & ~source.data.warm_items
+        of_items[cold] = ridge.apply(source.item_texts[cold])[:, 0]
+    signals = [part.factors for part in fitted.values()]
+    rows = task.valid
+    columns = (_pairs(signals, rows, run), of_users[rows.users], of_items[rows.items])
+    found = fit_regression(*columns, rows.values, scale, is_clicks=task.is_clicks)
+    held_out = held_out_values(
+        *columns, rows.values, scale, is_clicks=task.is_clicks, seed=run.seed
+    )
+    biases = held_out_values(
+        columns[0][:, :0], *columns[1:], rows.values, scale, is_clicks=task.is_clicks, seed=run.seed
+    )
+    for what, values in (("biases alone", biases), ("with all signals", held_out)):
+        logger.info(f"folds of the validation part, {what}: {_errors(values, rows, task)}")
+    constant = (found.of_item * of_items).astype(np.float32)
+    constant[0] = 0
+    gains = [np.full(task.shape[1], gain, dtype=np.float32) for gain in found.gains]
+    weights = dict(zip(fitted, found.gains.tolist(), strict=True))
+    user_terms = found.intercept + found.of_user * of_users
+    return (
+        Fused(gated(signals, gains, constant), weights),
+        Prediction(task.is_clicks, user_terms, scale),
+    )
+
+
+def _pairs(signals: Sequence[Factors], rows: Labelled, run: RunOptions) -> Table:
+    """The signals' scores of n pairs, (n, n_signals)."""
+    users, items = (torch.from_numpy(part).to(run.device) for part in (rows.users, rows.items))
+    return np.stack(
+        [Scorer([part], run.device).pairs(users, items).cpu().numpy() for part in signals], axis=1
+    )
+
+
+def _errors(found: NDArray[np.float64], rows: Labelled, task: ValueTask) -> str:
+    """How far predictions are off, for the log."""
+    if task.is_clicks:
+        chances = found.clip(1e-15, 1 - 1e-15)
+        loss = -np.log(np.where(rows.values > 0.5, chances, 1 - chances)).mean()
+        error = calibration_error(found, rows.values)
+        return f"logloss {loss:.4f}, calibration error {error:.4f}"
+    off = found - rows.values
+    return f"rmse {np.sqrt(np.square(off).mean()):.4f}, mae {np.abs(off).mean():.4f}"
+
+
 def fuse(
     fitted: Mapping[str, Fitted],
     source: Source,
@@ -463,6 +611,7 @@ def _newcomers(fitted: Mapping[str, Fitted], fused: Fused, source: Source) -> Ne
             part.ridge,
             gain=fused.weights[label],
             cold_gain=cold_gains.get(label, 0.0),
+            side=part.side,
         )
         for label, part in fitted.items()
     )

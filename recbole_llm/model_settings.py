@@ -16,6 +16,7 @@ from recbole_llm.settings import (
     Key,
     RankingSettings,
     SearchSettings,
+    TaskSettings,
     TextSettings,
     Words,
     read_section,
@@ -51,6 +52,7 @@ class ModelSettings:
         fixed: name -> the fields that the user gave, which a search leaves alone.
         if_later: those of ``signals`` that are left out where the validation part is not later than
             the training part.
+        task: what is predicted: ranking, clicks or ratings.
         text, history, search, fusion: the sections.
         completes: whether rows of items and users that a signal has not seen come from text.
     """
@@ -58,6 +60,7 @@ class ModelSettings:
     signals: Mapping[str, Signal]
     fixed: Mapping[str, frozenset[str]]
     if_later: frozenset[str]
+    task: str
     text: TextSettings
     history: HistorySettings
     search: SearchSettings
@@ -103,6 +106,7 @@ def model_keys(signal_names: Sequence[str] | None) -> list[Key]:
     chosen = list(SIGNALS) if signal_names is None else signal_names
     signals = [SIGNALS[name] for name in chosen]
     keys = list(section_keys("choice", ChoiceSettings)) if signal_names is None else []
+    keys += section_keys("task", TaskSettings)
     if any(signal.uses_text for signal in signals):
         keys += section_keys("text", TextSettings)
     keys += section_keys("history", HistorySettings)
@@ -165,6 +169,13 @@ def read_model_settings(
             + did_you_mean(fusion.fusion, FUSIONS)
         )
     parse_exposure(fusion.cold_exposure)
+    task = read_section(TaskSettings, given).task
+    for key in ("fusion_weights", "cold_weights"):
+        if task != "ranking" and getattr(fusion, key) is not None:
+            raise SettingsError(
+                f"`{key}` is for `task: ranking`; with `task: {task}` a regression on the "
+                "validation part weighs the signals; leave it out"
+            )
     settings = ModelSettings(
         signals={
             name: read_section(SIGNALS[name], given, prefix=f"{name}_") for name in signal_names
@@ -178,6 +189,7 @@ def read_model_settings(
             for name in signal_names
         },
         if_later=frozenset(if_later),
+        task=task,
         text=read_section(TextSettings, given),
         history=read_section(HistorySettings, given),
         search=search,

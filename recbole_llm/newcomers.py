@@ -31,6 +31,7 @@ from recbole_llm.factors import (
 )
 from recbole_llm.signals import SIGNALS, Signal
 from recbole_llm.training_data import History
+from recbole_llm.values import Expectation
 
 # What making rows takes at once.
 _BATCH_BYTES = 1 << 28
@@ -51,6 +52,7 @@ class LearnedSignal:
         ridge: the map from texts to item rows; None where it has none, or reads texts itself.
         gain: what a warm item's z-score is multiplied by.
         cold_gain: the same for a cold item's.
+        side: what of the histories it reads, of :data:`~recbole_llm.values.SIDES`; "": all.
     """
 
     name: str
@@ -61,6 +63,7 @@ class LearnedSignal:
     ridge: RidgeMap | None
     gain: float
     cold_gain: float
+    side: str = ""
 
     @classmethod
     def of(
@@ -72,6 +75,7 @@ class LearnedSignal:
         *,
         gain: float,
         cold_gain: float,
+        side: str = "",
     ) -> LearnedSignal:
         """Of a signal, its completed tables, and which of their rows were learned."""
         is_wide = factors.is_sparse and not sp.issparse(factors.items)
@@ -84,6 +88,7 @@ class LearnedSignal:
             ridge,
             gain,
             cold_gain,
+            side,
         )
 
     @property
@@ -117,6 +122,7 @@ class Newcomers:
             empty where no such text is read.
         tuned: encoder's name -> the folder of its weights, where these were trained with the model:
             its name beside the tables in what is stored, its path in what was read from there.
+        expectation: what tells the sides of histories apart; None where no signal reads one.
     """
 
     signals: tuple[LearnedSignal, ...]
@@ -124,6 +130,12 @@ class Newcomers:
     encoders: Mapping[str, str]
     own_texts: Mapping[str, Rows] = field(default_factory=dict)
     tuned: Mapping[str, str] = field(default_factory=dict)
+    expectation: Expectation | None = None
+
+    @property
+    def like(self) -> float:
+        """What a visitor's like counts."""
+        return 1.0 if self.expectation is None else self.expectation.like
 
     def history(self, users: Index, history: History) -> History:
         """A history of users of the data set, with what they say of themselves."""
@@ -143,10 +155,13 @@ def user_rows(
         history: of n users over the n_items items.
     """
     items = np.unique(history.weights.indices)
-    part = history[:, items]
+    parts = {"": history[:, items]}
+    if newcomers.expectation is not None:
+        for side in newcomers.expectation.sizes:
+            parts[side] = newcomers.expectation.side(history, side)[:, items]
 
     def fold_in(signal: Signal, factors: Factors, kept: LearnedSignal) -> Rows:
-        return signal.fold_in(factors, signal.sources(factors)[items], part)
+        return signal.fold_in(factors, signal.sources(factors)[items], parts[kept.side])
 
     return _user_rows(newcomers, blocks, history.weights.shape[0], fold_in)
 
@@ -193,7 +208,7 @@ def told_user_rows(
         sources = signal.sources(factors)
         wanted = _zeros(sources, n)
         # Words give item rows; where users are made of something else they say nothing.
-        if sources is factors.items:
+        if sources is factors.items and kept.side != "disliked":
             wanted, _ = _described(kept, signal, factors, embeddings)
         return signal.fold_in(factors, wanted, history)
 
@@ -234,8 +249,12 @@ def _user_rows(
             dataclasses.replace(factors, users=users, offset=np.zeros(n + 1, dtype=np.float32))
         )
         if kept.items is None:
-            # The block's rows are `gain` times the signal's, and z-scores undo any such factor.
-            z_scores = dataclasses.replace(z_scores, users=z_scores.users * np.float32(kept.gain))
+            # The block's rows are `gain` times the signal's, and z-scores undo any such factor but
+            # for its sign.
+            gain = np.float32(kept.gain)
+            z_scores = dataclasses.replace(
+                z_scores, users=z_scores.users * abs(gain), offset=z_scores.offset * np.sign(gain)
+            )
         standard.append(z_scores)
     return tuple(rows[1:] for rows in fused_users(standard, n + 1))
 

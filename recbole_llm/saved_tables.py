@@ -25,6 +25,7 @@ from recbole_llm.completion import RidgeMap
 from recbole_llm.errors import DataError, did_you_mean, one_line
 from recbole_llm.factors import Factors, Index
 from recbole_llm.newcomers import LearnedSignal, Newcomers
+from recbole_llm.values import Expectation
 
 SUFFIX = ".tables"
 
@@ -244,7 +245,9 @@ def _newcomers(fields: Mapping[str, Any], place: Path) -> Newcomers:
         signals.append(_build(LearnedSignal, {**signal, "ridge": ridge}))
     # Beside the tables wherever they are by now.
     tuned = {spec: str(place / name) for spec, name in fields.get("tuned", {}).items()}
-    return _build(Newcomers, {**fields, "signals": tuple(signals), "tuned": tuned})
+    expectation = fields.get("expectation") and _build(Expectation, fields["expectation"])
+    made = {"signals": tuple(signals), "tuned": tuned, "expectation": expectation}
+    return _build(Newcomers, {**fields, **made})
 
 
 def _write_rows(folder: Path, name: str, rows: Any) -> dict[str, Any]:

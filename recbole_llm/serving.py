@@ -319,7 +319,7 @@ class Recommender:
         if not likes:
             return known, tuple(block.users[rows] for block in blocks) if is_user else None
         before = tables.newcomers.history(np.asarray(rows), History(tables.known, tables.age)[rows])
-        history = before.then(likes)
+        history = before.then(likes, tables.newcomers.like)
         folded = user_rows(tables.newcomers, blocks, history)
         # Nothing but a few likes says little of somebody: what was expected before counts too.
         expected = [block.users[rows] for block in blocks] if is_user else self._mean_user

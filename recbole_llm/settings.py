@@ -236,6 +236,19 @@ def _check(key: str, value: Any, metadata: Mapping[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
+class TaskSettings:
+    """What a model predicts."""
+
+    task: str = setting(
+        "ranking",
+        "What is predicted: ranking (which items a user wants), clicks (the chance of each, see "
+        "`threshold` and LABEL_FIELD), or ratings (on the data's own scale).",
+        key="task",
+        choices=("ranking", "clicks", "ratings"),
+    )
+
+
+@dataclass(frozen=True)
 class TextSettings:
     """Which words stand for items and users, and who encodes them."""
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import scipy.sparse as sp
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.nn.functional import (
     binary_cross_entropy_with_logits,
@@ -35,6 +34,7 @@ from recbole_llm.sequence_network import ItemRows, product
 from recbole_llm.settings import Search, setting
 from recbole_llm.text_network import TextNetwork
 from recbole_llm.training_data import History, entries
+from recbole_llm.values import DAMPING, damped_biases
 
 # Items that a step ranks against each other: fewer are as good, and their square is the cost.
 _NEGATIVES = 256
@@ -42,14 +42,11 @@ _NEGATIVES = 256
 _REDRAWS = 3
 # Length of what texts' rows start from, and spread of the items' own, where values are learned.
 _TEXT_SHARE, _OWN_SPREAD = 0.3, 0.02
-# Mean reactions that a bias stands for before anything is known, in interactions.
-_DAMPING = 5.0
-_BIAS_SWEEPS = 10
 # What the weights are called among the tables: maps of texts by number, the user tower's by name.
 _MAP, _USERS = "map", "users."
 
-#: Losses of single values, clicks and ratings, and not of rankings.
-VALUED = ("bce", "mse")
+#: Losses of single values, and not of rankings: what they predict.
+VALUED = {"bce": "clicks", "mse": "ratings"}
 
 
 @dataclass(frozen=True)
@@ -238,7 +235,7 @@ class ReactionTower(nn.Module):
         rest = (weights - 1) / self.spread - biases.index_select(0, items)
         zeros = torch.zeros(history.weights.shape[0], device=device)
         counts = zeros.index_add(0, owners, torch.ones_like(rest))
-        own = zeros.index_add(0, owners, rest) / (counts + _DAMPING)
+        own = zeros.index_add(0, owners, rest) / (counts + DAMPING)
         rest = rest - own.index_select(0, owners)
         shares = (rows @ self.query).index_select(0, items).exp() * (rest + self.neutral)
         starts = torch.from_numpy(history.weights.indptr.astype(np.int64)).to(device)
@@ -251,23 +248,6 @@ class ReactionTower(nn.Module):
             include_last_offset=True,
         )
         return sums / counts.clamp(min=1).sqrt()[:, None], own
-
-
-def item_biases(history: History, spread: float) -> Table:
-    """Damped means of the reactions to items beyond those of their users, float32 (m,)."""
-    users, items = entries(history.weights)
-    reactions = (history.weights.data.astype(np.float64) - 1) / spread
-    n_users, n_items = history.weights.shape
-    of_users, of_items = np.zeros(n_users), np.zeros(n_items)
-    for _ in range(_BIAS_SWEEPS):
-        of_items = _damped_means(items, reactions - of_users[users], n_items)
-        of_users = _damped_means(users, reactions - of_items[items], n_users)
-    return of_items.astype(np.float32)
-
-
-def _damped_means(groups: Index, values: NDArray[np.float64], n_groups: int) -> NDArray[np.float64]:
-    counts = np.bincount(groups, minlength=n_groups)
-    return np.bincount(groups, values, n_groups) / (counts + _DAMPING)
 
 
 class Tower(nn.Module):
@@ -326,16 +306,19 @@ class Tower(nn.Module):
         self.seen, self.rng = history, np.random.default_rng(0)
 
     def _start_values(self) -> None:
-        spread = float(self.history.weights.data.std()) or 1.0
+        weights = self.history.weights
+        spread = float(weights.data.std()) or 1.0
+        reactions = (weights.data.astype(np.float64) - 1) / spread
+        _, biases = damped_biases(*entries(weights), reactions, weights.shape)
         self.users = ReactionTower(self.shape.dimensions, spread)
-        self.biases = nn.Parameter(torch.from_numpy(item_biases(self.history, spread)))
+        self.biases = nn.Parameter(torch.from_numpy(biases.astype(np.float32)))
         # Log odds of a click beside the reaction; nothing for ratings.
         self.base = nn.Parameter(torch.zeros(()))
         with torch.no_grad():
-            for weights in self.items.maps:
-                weights *= _TEXT_SHARE
+            for text_map in self.items.maps:
+                text_map *= _TEXT_SHARE
             self.items.own.normal_(std=_OWN_SPREAD)
-            self.items.own[torch.from_numpy(np.diff(self.history.weights.tocsc().indptr) == 0)] = 0
+            self.items.own[torch.from_numpy(np.diff(weights.tocsc().indptr) == 0)] = 0
 
     def examples(self) -> tuple[Index, Index]:
         """Users and items of all interactions that can be learned from, each int64 (n,).

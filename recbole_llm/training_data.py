@@ -44,11 +44,12 @@ class History:
         matrix.eliminate_zeros()
         return matrix
 
-    def then(self, items: Sequence[int]) -> History:
+    def then(self, items: Sequence[int], weight: float = 1.0) -> History:
         """The histories of all users with some more items, the last one last.
 
         Args:
-            items: item rows, each once; they count 1, or more where they counted more before.
+            items: item rows, each once.
+            weight: what they count, or more where they counted more before.
 
         Returns:
             Histories without what counted nothing (weight 0).
@@ -60,14 +61,15 @@ class History:
         user = np.r_[users, np.repeat(np.arange(n_users), n)]
         item = np.r_[before, np.tile(np.asarray(items, dtype=np.int64), n_users)]
         age = np.r_[ages + n, np.tile(np.arange(n)[::-1], n_users)].astype(np.int32)
-        weight = np.r_[self.weights.data[counts], np.ones(n * n_users)].astype(np.float32)
+        added = np.full(n * n_users, weight)
+        counted = np.r_[self.weights.data[counts], added].astype(np.float32)
         # An item that comes again is as old as it was last, which is the first in this order.
         order = np.lexsort((age, item, user))
-        user, item, age, weight = user[order], item[order], age[order], weight[order]
+        user, item, age, counted = user[order], item[order], age[order], counted[order]
         first = np.flatnonzero(np.diff(user * self.weights.shape[1] + item, prepend=-1))
-        weight = np.maximum.reduceat(weight, first) if len(first) else weight
+        counted = np.maximum.reduceat(counted, first) if len(first) else counted
         ends = np.r_[0, np.cumsum(np.bincount(user[first], minlength=n_users))]
-        weights = sp.csr_matrix((weight, item[first], ends), shape=self.weights.shape)
+        weights = sp.csr_matrix((counted, item[first], ends), shape=self.weights.shape)
         return History(weights, age[first], self.own_texts)
 
     def __getitem__(self, key: Any) -> History:

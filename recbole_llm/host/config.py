@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from logging import getLogger
 from typing import Any
@@ -18,7 +19,7 @@ from recbole_llm.host.cold_evaluation import apply_cold_eval
 from recbole_llm.host.known_keys import check_keys, recbole_keys
 from recbole_llm.model_settings import model_keys
 from recbole_llm.scoring import find_device
-from recbole_llm.settings import HistorySettings, read_section
+from recbole_llm.settings import HistorySettings, TaskSettings, read_section
 from recbole_llm.tower_network import VALUED, TowerShape
 
 # Read by the host for every model; all else belongs to RecBole or to a model.
@@ -38,6 +39,36 @@ _PACKAGES = (
 def given_settings(config: Any) -> Mapping[str, Any]:
     """The keys that the user gave, from files, arguments and the command line."""
     return config.external_config_dict
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model predicts.
+
+    Attributes:
+        name: ranking, clicks or ratings.
+        setting: what says so, for people.
+    """
+
+    name: str
+    setting: str
+
+    @property
+    def is_valued(self) -> bool:
+        """Whether single pairs are measured, and not rankings."""
+        return self.name != "ranking"
+
+
+def task_of(config: Any) -> Task:
+    """By the loss where a model is trained by one, else by `task`."""
+    given, model = given_settings(config), config.model_class
+    if hasattr(model, "host_defaults"):
+        loss = read_section(TowerShape, given, "intent_tower_").loss
+        return Task(VALUED.get(loss, "ranking"), f"`loss: {loss}`")
+    if not hasattr(model, "signal_names"):
+        return Task("ranking", "")
+    task = read_section(TaskSettings, given).task
+    return Task(task, f"`task: {task}`")
 
 
 def prepare(config: Any, *, writes_record: bool = False) -> None:
@@ -75,10 +106,10 @@ def prepare(config: Any, *, writes_record: bool = False) -> None:
     for key, value in getattr(config.model_class, "host_defaults", {}).items():
         if key not in given:
             config[key] = value
-    if hasattr(config.model_class, "host_defaults"):
-        if "loss_type" in given:  # known to all, since RecBole reads it wherever it is set
-            raise SettingsError("`loss_type` is for other models of RecBole; write `loss`")
-        _set_task(config, read_section(TowerShape, given, "intent_tower_").loss)
+    # Known to all models, since RecBole reads it wherever it is set.
+    if hasattr(config.model_class, "host_defaults") and "loss_type" in given:
+        raise SettingsError("`loss_type` is for other models of RecBole; write `loss`")
+    _set_task(config)
     if ours and "valid_metric" not in given and config["eval_type"] == EvaluatorType.RANKING:
         _set_objective(config)
     apply_cold_eval(config)
@@ -119,18 +150,19 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in _PACKAGES}
 
 
-def _set_task(config: Any, loss: str) -> None:
+def _set_task(config: Any) -> None:
     """Where single values are learned, measure them, unless the user names metrics."""
-    if loss not in VALUED:
+    task = task_of(config)
+    if not task.is_valued:
         return
     given = given_settings(config)
-    names = ["AUC", "LogLoss"] if loss == "bce" else ["RMSE", "MAE"]
+    names = ["AUC", "LogLoss"] if task.name == "clicks" else ["RMSE", "MAE"]
     if "metrics" not in given:
         config["metrics"], config["eval_type"] = names, EvaluatorType.VALUE
     if config["eval_type"] != EvaluatorType.VALUE:
         raise SettingsError(
-            f"`loss: {loss}` is measured by {', '.join(names)}, and `metrics` holds "
-            f"{', '.join(config['metrics'])}; leave it out, or train with `loss: softmax`"
+            f"{task.setting} is measured by {', '.join(names)}, and `metrics` holds "
+            f"{', '.join(config['metrics'])}; leave one of the two out"
         )
     if "valid_metric" not in given:
         config["valid_metric"] = config["metrics"][0]

@@ -15,7 +15,7 @@ from recbole.utils import FeatureSource, FeatureType
 
 from recbole_llm.errors import DataError, SettingsError, did_you_mean
 from recbole_llm.factors import Index
-from recbole_llm.host.config import given_settings, prepare
+from recbole_llm.host.config import given_settings, prepare, task_of
 from recbole_llm.model_settings import ModelSettings
 from recbole_llm.settings import HistorySettings, read_section
 from recbole_llm.text import (
@@ -26,8 +26,8 @@ from recbole_llm.text import (
     title_field,
     values_of,
 )
-from recbole_llm.tower_network import VALUED, TowerShape
 from recbole_llm.training_data import History, TrainingData, entries, interaction_matrix
+from recbole_llm.values import Labelled
 
 # Numbers the rows of the data set, so that a split finds its raw values again. A token field:
 # RecBole keeps those as int64, and float32 would lose count at 16.8 million.
@@ -43,6 +43,9 @@ _NEARLY_ALL = 0.9
 class TablesDataset(Dataset):
     """The data set of our models.
 
+    Where clicks or ratings are predicted, a rating is what an interaction counts, and the column
+    that RecBole's metrics compare with: on the data's own scale, which RecBole may have changed.
+
     Attributes:
         raw_weights: float64 (n_rows,), what each interaction counts, from the file's own values.
         raw_times: float64 (n_rows,), or None without an order.
@@ -55,6 +58,11 @@ class TablesDataset(Dataset):
     def __init__(self, config: Any) -> None:
         prepare(config)
         self.history = read_section(HistorySettings, given_settings(config))
+        self.task = task_of(config)
+        if self.task.is_valued:
+            _draw_nothing(config)
+        if self.task.name == "ratings":
+            config["LABEL_FIELD"] = config["RATING_FIELD"]
         super().__init__(config)
         if max(config["topk"]) >= self.item_num:
             raise SettingsError(
@@ -135,7 +143,7 @@ class TablesDataset(Dataset):
             order = np.lexsort((self._file_rows, self.raw_times))
             self.inter_feat[self.time_field] = np.argsort(order).astype(np.float64)
         if self.config["RATING_FIELD"] in self.inter_feat:
-            self._checked(self.config["RATING_FIELD"])
+            self._raw_ratings = self._checked(self.config["RATING_FIELD"])
         self.inter_feat[_ROW] = np.arange(len(self.inter_feat))
         self.field2type[_ROW] = FeatureType.TOKEN
         self.field2source[_ROW] = FeatureSource.INTERACTION
@@ -152,11 +160,41 @@ class TablesDataset(Dataset):
             )
         return values
 
+    def _normalize(self) -> None:
+        if self.task.is_valued and self.label_field not in self.inter_feat:
+            is_rating = self.task.name == "ratings"
+            what = "RATING_FIELD" if is_rating else "`threshold` (rating: 4, say) or LABEL_FIELD"
+            raise SettingsError(
+                f"{self.task.setting} needs {'ratings' if is_rating else 'clicks, 0 or 1'}: "
+                f"{self.dataset_name}.inter has no field `{self.label_field}` loaded; set {what}, "
+                "and `load_col`"
+            )
+        if self.task.name == "clicks" and not self.inter_feat[self.label_field].isin((0, 1)).all():
+            raise SettingsError(
+                f"{self.task.setting} learns clicks, 0 or 1, and `{self.label_field}` holds other "
+                "values; set `threshold` (rating: 4, say), or learn ratings"
+            )
+        super()._normalize()
+        if self.task.name == "ratings":
+            self.inter_feat[self.label_field] = self._raw_ratings
+
+    def labelled(self) -> Labelled:
+        """The clicks or ratings of this part."""
+        feat = self.inter_feat
+        columns = (feat[field] for field in (self.uid_field, self.iid_field, self.label_field))
+        users, items, values = (column.numpy() for column in columns)
+        return Labelled(users, items, values.astype(np.float64))
+
     def _weights(self, settings: HistorySettings) -> NDArray[np.float64]:
         field = settings.interaction_weight_field
         if field is None:
             if settings.behaviour_weights:
                 raise SettingsError("`behaviour_weights` needs `interaction_weight_field`")
+            rating = self.config["RATING_FIELD"]
+            if self.task.is_valued and rating in self.inter_feat:
+                return self._weights(replace(settings, interaction_weight_field=rating))
+            if self.task.name == "clicks" and self.label_field in self.inter_feat:
+                return 1 + self._checked(self.label_field)
             return np.ones(len(self.inter_feat))
         if field not in self.inter_feat:
             raise self._no_field("interaction_weight_field", field)
@@ -364,47 +402,11 @@ def _draw_nothing(config: Any) -> None:
 
 
 class TowersDataset(TablesDataset):
-    """The data set of models that are trained on the interactions as they are.
-
-    Where clicks or ratings are learned, a rating is what an interaction counts, and the column that
-    RecBole's metrics compare with: on the data's own scale, which RecBole may have changed.
-    """
+    """The data set of models that are trained on the interactions as they are."""
 
     def __init__(self, config: Any) -> None:
         _draw_nothing(config)
-        self._loss = read_section(TowerShape, given_settings(config), "intent_tower_").loss
-        self._rating_field = config["RATING_FIELD"]
-        if self._loss == "mse":
-            config["LABEL_FIELD"] = self._rating_field
         super().__init__(config)
-
-    def _weights(self, settings: HistorySettings) -> NDArray[np.float64]:
-        if self._loss not in VALUED or settings.interaction_weight_field is not None:
-            return super()._weights(settings)
-        if self._rating_field in self.inter_feat:
-            settings = replace(settings, interaction_weight_field=self._rating_field)
-            return super()._weights(settings)
-        if self._loss == "bce" and self.label_field in self.inter_feat:
-            return 1 + self._checked(self.label_field)
-        return super()._weights(settings)
-
-    def _normalize(self) -> None:
-        is_rating = self._loss == "mse"
-        if self._loss in VALUED and self.label_field not in self.inter_feat:
-            what = "RATING_FIELD" if is_rating else "`threshold` (rating: 4, say) or LABEL_FIELD"
-            raise SettingsError(
-                f"`loss: {self._loss}` needs {'ratings' if is_rating else 'clicks, 0 or 1'}: "
-                f"{self.dataset_name}.inter has no field `{self.label_field}` loaded; set {what}, "
-                "and `load_col`"
-            )
-        if self._loss == "bce" and not self.inter_feat[self.label_field].isin((0, 1)).all():
-            raise SettingsError(
-                f"`loss: bce` learns clicks, 0 or 1, and `{self.label_field}` holds other values; "
-                "set `threshold` (rating: 4, say), or train with `loss: mse`"
-            )
-        super()._normalize()
-        if is_rating:
-            self.inter_feat[self.label_field] = self.raw_weights
 
 
 class SequencesDataset(TablesDataset, SequentialDataset):

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from recbole_llm.errors import SettingsError, did_you_mean
 from recbole_llm.evaluation import Metric
-from recbole_llm.host.config import given_settings, prepare
+from recbole_llm.host.config import given_settings, prepare, task_of
 from recbole_llm.host.known_keys import recbole_keys
 from recbole_llm.host.run import check_model, load_parts, make_folder, read_config, run
 from recbole_llm.levels import COSTS, LEVELS, Bench, SignalsLevel, WeightsLevel, within
@@ -198,6 +198,10 @@ class _Task:
         init_seed(config["seed"], config["reproducibility"])
         init_logger(config)
         prepare(config)
+        if _is_ours(config.model_class) and task_of(config).is_valued:
+            raise SettingsError(
+                f"{task_of(config).setting}: a study tunes rankings; leave one of the two out"
+            )
         given = {
             key: value
             for key, value in given_settings(config).items()

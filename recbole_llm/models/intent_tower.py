@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +18,6 @@ from recbole_llm.calibration import calibration_error, fit_platt, probabilities
 from recbole_llm.encoders import EncoderOptions, build
 from recbole_llm.encoders.bert import BertEncoder
 from recbole_llm.errors import SettingsError, one_line
-from recbole_llm.factors import Table
 from recbole_llm.fitting import encode, model_of, open_cache
 from recbole_llm.host.config import given_settings
 from recbole_llm.host.dataset import TablesDataset
@@ -31,29 +29,9 @@ from recbole_llm.signals.base import with_settings
 from recbole_llm.signals.intent_tower import IntentTowerSignal
 from recbole_llm.text_network import FinetuneSettings, TextNetwork
 from recbole_llm.tower_network import TowerShape
+from recbole_llm.values import ValueScale
 
 _SIGNAL = "intent_tower"
-
-
-@dataclass(frozen=True)
-class RatingScale:
-    """The data's own scale of ratings.
-
-    Attributes:
-        mean, spread: of the training ratings; their standard deviation.
-        low, high: the least and the greatest of them.
-    """
-
-    mean: float
-    spread: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, ratings: Table) -> RatingScale:
-        """The scale of ratings, (n,)."""
-        values = (ratings.mean(dtype=float), ratings.std(dtype=float) or 1.0)
-        return cls(*map(float, (*values, ratings.min(), ratings.max())))
 
 
 class IntentTower(TablesRecommender):
@@ -87,6 +65,8 @@ class IntentTower(TablesRecommender):
         assert isinstance(signal, IntentTowerSignal)
         self.signal = signal
         self.label_field = config["LABEL_FIELD"]
+        if signal.loss == "mse":
+            self._scale = ValueScale.of(dataset.labelled().values)
         self.calibration: torch.Tensor
         self.register_buffer("calibration", torch.tensor([1.0, 0.0]))
         self._values: Scorer | None = None
@@ -258,10 +238,6 @@ class IntentTower(TablesRecommender):
             factors = self.signal.tables(self.tower, self.source.data)
             self._values = Scorer([factors], self.device)
         return self._values.pairs(users.to(self.device), items.to(self.device))
-
-    @cached_property
-    def _scale(self) -> RatingScale:
-        return RatingScale.of(self.source.data.interactions.data)
 
     def load_other_parameter(self, para: dict[str, Any] | None) -> None:
         """Take the tables from a checkpoint."""

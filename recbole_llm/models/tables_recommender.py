@@ -14,14 +14,15 @@ from recbole.utils import InputType, ModelType
 from recbole_llm.errors import SettingsError
 from recbole_llm.evaluation import Metric, Validation
 from recbole_llm.factors import Factors, Index
-from recbole_llm.fitting import FitReport, fit_model
+from recbole_llm.fitting import FitReport, fit_model, fit_values
 from recbole_llm.host.config import given_settings
 from recbole_llm.host.dataset import TablesDataset
 from recbole_llm.model_settings import model_keys, read_model_settings
 from recbole_llm.newcomers import Newcomers, with_histories
 from recbole_llm.scoring import Scorer
 from recbole_llm.settings import Key, RunOptions
-from recbole_llm.training_data import History
+from recbole_llm.training_data import History, TrainingData
+from recbole_llm.values import Prediction, ValueTask
 
 
 class TablesRecommender(GeneralRecommender):
@@ -31,6 +32,7 @@ class TablesRecommender(GeneralRecommender):
         signal_names: the signals that it is made of; None where the user chooses them.
         blocks: the fused tables, empty before :meth:`fit`.
         report: what happened while it was fitted.
+        prediction: what makes clicks or ratings of scores; None where rankings are predicted.
         newcomers: what it takes to give rows to newcomers.
         item_texts: what the encoders got, none where no text is encoded.
     """
@@ -51,13 +53,14 @@ class TablesRecommender(GeneralRecommender):
         self.valid_metric = config["valid_metric"]
         self.blocks: tuple[Factors, ...] = ()
         self.report = FitReport()
+        self.prediction: Prediction | None = None
         self.newcomers = Newcomers((), 0.0, {})
         self.item_texts: tuple[str, ...] = ()
         self._grown: tuple[Index, History] | None = None
         self._scorer: Scorer | None = None
         # RecBole builds an optimizer, which needs a parameter.
         self.no_gradient = torch.nn.Parameter(torch.zeros(1))
-        self.other_parameter_name = ["blocks", "report", "newcomers"]
+        self.other_parameter_name = ["blocks", "report", "newcomers", "prediction"]
 
     @classmethod
     def setting_keys(cls) -> list[Key]:
@@ -66,8 +69,41 @@ class TablesRecommender(GeneralRecommender):
 
     def fit(self, train: TablesDataset, valid: TablesDataset | None) -> None:
         """Fit the tables on the training part; settings and weights on the validation part."""
-        metric = Metric.parse(self.valid_metric)
         data, user_texts = train.training_data(self.settings)
+        self.item_texts, self._scorer = data.item_texts, None
+        if self.settings.task == "ranking":
+            self._fit_ranking(data, user_texts, train, valid)
+        else:
+            self._fit_values(data, user_texts, train, valid)
+        if not self.newcomers.encoders:
+            self.item_texts = ()
+
+    def _fit_values(
+        self,
+        data: TrainingData,
+        user_texts: tuple[str, ...],
+        train: TablesDataset,
+        valid: TablesDataset | None,
+    ) -> None:
+        labelled = valid and valid.labelled()
+        shape = (data.n_users, data.n_items)
+        task = ValueTask.of(self.settings.task, train.labelled(), labelled or None, shape)
+        assert valid is not None
+        validation = Validation.of(data.binary, valid.training_matrix())
+        if validation:
+            validation = dataclasses.replace(validation, is_later=valid.comes_after(train))
+        self.blocks, self.report, self.newcomers, self.prediction = fit_values(
+            data, validation, task, self.settings, self.run, user_texts=user_texts
+        )
+
+    def _fit_ranking(
+        self,
+        data: TrainingData,
+        user_texts: tuple[str, ...],
+        train: TablesDataset,
+        valid: TablesDataset | None,
+    ) -> None:
+        metric = Metric.parse(self.valid_metric)
         validation = valid and Validation.of(
             data.binary, valid.training_matrix(), metric.slice_name
         )
@@ -81,8 +117,6 @@ class TablesRecommender(GeneralRecommender):
         self.blocks, self.report, self.newcomers = fit_model(
             data, validation or None, self.settings, metric, self.run, user_texts=user_texts
         )
-        self.item_texts = data.item_texts if self.newcomers.encoders else ()
-        self._scorer = None
 
     def other_parameter(self) -> dict[str, Any]:
         """The tables as tensors: torch writes these as they stand, and arrays by way of copies."""
@@ -120,11 +154,18 @@ class TablesRecommender(GeneralRecommender):
         return self.no_gradient.sum() * 0.0
 
     def predict(self, interaction: Any) -> torch.Tensor:
-        """Scores of user-item pairs; zeros before fitting, since RecBole counts FLOPs then."""
+        """Scores, chances or ratings of user-item pairs; zeros before fitting.
+
+        RecBole counts FLOPs then.
+        """
         users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]
         if not self.blocks:
             return torch.zeros(len(users), device=self.device)
-        return self.scorer.pairs(users, items)
+        scores = self.scorer.pairs(users, items)
+        if self.prediction is None:
+            return scores
+        found = self.prediction.values(scores.cpu().numpy(), users.cpu().numpy())
+        return torch.from_numpy(found).to(self.device)
 
     def full_sort_predict(self, interaction: Any) -> torch.Tensor:
         """Scores of users for all items, flat; RecBole writes into the tensor, so it is new."""

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from recbole_llm.completion import RidgeMap, TextFeatures, fit_ridge, text_features, trust
+from recbole_llm.completion import BIAS_PENALTY, RidgeMap, TextFeatures, bias_map, text_features
 from recbole_llm.errors import FitError
 from recbole_llm.evaluation import Validation
 from recbole_llm.factors import Factors, Rows, Table, stack_rows, unit_rows
@@ -39,8 +39,7 @@ from recbole_llm.training_data import History, TrainingData, without_items
 _MOST_EPOCHS = 6
 # Length of what an item's own row starts from, beside that of a text, which is about 1.
 _START = np.float32(0.5)
-# Of the ridge from texts to items' biases, and what its weights are called among the tables.
-_BIAS_PENALTY = 10.0
+# What the weights of the ridge from texts to items' biases are called among the tables.
 _BIAS = "bias"
 
 
@@ -142,13 +141,6 @@ class IntentTowerSignal(TowerShape, SingleSignal):
             )
         return tower.to(device)
 
-    @staticmethod
-    def _ridge(features: TextFeatures | None, biases: Table, data: TrainingData) -> RidgeMap | None:
-        """What texts say of the items' biases; None where no known item has a text."""
-        if features is None or not (features.has_text & data.warm_items).any():
-            return None
-        return fit_ridge(features, biases[:, None], trust(data.item_counts), penalty=_BIAS_PENALTY)
-
     def tables(self, tower: Tower, data: TrainingData) -> Factors:
         """What the towers say now.
 
@@ -161,7 +153,7 @@ class IntentTowerSignal(TowerShape, SingleSignal):
         features = tower.items.features
         known, extra = data.warm_items | features.has_text, tower.arrays()
         if self.loss in VALUED:
-            ridge = self._ridge(features if self.encoders else None, items[:, -2], data)
+            ridge = bias_map(features if self.encoders else None, items[:, -2], data.item_counts)
             if ridge is not None:
                 cold = features.has_text & ~data.warm_items
                 items[cold, -2] = ridge.apply(features[cold])[:, 0]
@@ -204,7 +196,7 @@ class IntentTowerSignal(TowerShape, SingleSignal):
             weights = [
                 np.asarray(factors.extra[f"{_BIAS}{n}"]) for n in range(len(features.blocks))
             ]
-            ridge = RidgeMap(tuple(weights), np.asarray(factors.extra[_BIAS]), _BIAS_PENALTY)
+            ridge = RidgeMap(tuple(weights), np.asarray(factors.extra[_BIAS]), BIAS_PENALTY)
             rows = with_biases(rows, ridge.apply(features)[:, 0]) * features.has_text[:, None]
         return rows
 
