@@ -1,6 +1,6 @@
-"""Studies: weight trials a second, trials of `all`, two workers against one, and kills.
+"""Studies: weight trials a second, trials of `all`, two workers against one, kills, and batches.
 
-python benchmarks/tuning.py --parts weights all jobs kills
+python benchmarks/tuning.py --parts weights all jobs kills batches
 Each part is kept in benchmarks/results/tuning.json as soon as it is there, and tuning.md is made of
 what is kept; every study is the command in a process of its own.
 """
@@ -19,13 +19,19 @@ from time import perf_counter, sleep
 import command
 import numpy as np
 import optuna
+import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+
+from recbole_llm.evaluation import Metric
+from recbole_llm.tuning.weights import CandidateScores
 
 RESULTS = Path(__file__).parent / "results"
 TUNE = "import sys; from recbole_llm.cli import recbole_llm_command as c; sys.exit(c())"
 DATA = ["--model=HybridFusion", "--dataset=ml-100k", "--show_progress=False"]
 METRIC = "ndcg@10"
+# Signals of the default model, users and items of ml-100k.
+SIGNALS, SHAPE = 8, (943, 1682)
 
 
 def start(folder, *arguments):
@@ -155,7 +161,35 @@ def kills(args):
         return {"kills": killed, "trials": len(ours), "lost": lost, "same_trials": same}
 
 
-PARTS = {"weights": weights, "all": everything, "jobs": jobs, "kills": kills}
+def batches(args):
+    """Weights a second, by how many are evaluated at once; scores are drawn, in ml-100k's shape."""
+    device = torch.device(args.device)
+    drawn = torch.Generator().manual_seed(7)
+    shape = SIGNALS, *SHAPE
+    n_positives = np.full(SHAPE[0], 10)
+    scores = CandidateScores(
+        torch.rand(shape, generator=drawn).to(device),
+        torch.ones(SHAPE, dtype=torch.bool, device=device),
+        (torch.rand(SHAPE, generator=drawn) < 0.01).to(device),
+        n_positives,
+        torch.zeros(SHAPE, dtype=torch.int32, device=device),
+    )
+    metric = Metric.parse(METRIC)
+    tried = np.random.default_rng(7).random((64, SIGNALS))
+    found = {}
+    for size in (1, 4, 16, 64):
+        parts = np.split(tried, len(tried) // size)
+        seconds = []
+        for _ in range(5):
+            began = perf_counter()
+            for part in parts:
+                scores.evaluate_all(part, metric)
+            seconds.append(perf_counter() - began)
+        found[str(size)] = len(tried) / min(seconds)
+    return {"device": str(device), "weights_per_second": found}
+
+
+PARTS = {"weights": weights, "all": everything, "jobs": jobs, "kills": kills, "batches": batches}
 
 
 def table(rows):
@@ -200,11 +234,18 @@ def of_kills(part):
     return table([head, row])
 
 
+def of_batches(part):
+    sizes = part["weights_per_second"]
+    head = "device", *(f"{size} at once" for size in sizes)
+    return table([head, [part["device"], *sizes.values()]])
+
+
 TITLES = {
     "weights": ("Weights", of_weights),
     "all": ("Signals' settings and weights (`--level all`)", of_everything),
     "jobs": ("Workers at level `signals`", of_jobs),
     "kills": ("Killed at random moments", of_kills),
+    "batches": ("Weights a second, by how many one product evaluates", of_batches),
 }
 
 
@@ -229,6 +270,7 @@ def main():
     parser.add_argument("--runs", type=int, default=3, help="runs that stand for HyperTuning")
     parser.add_argument("--seeds", type=int, nargs="+", default=[2020])
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="of the batches")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--kill_within", type=float, default=2.0, help="seconds")
     args = parser.parse_args()

@@ -37,8 +37,9 @@ def _guarded(command: Callable[[], int]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C; what was saved before is kept", file=sys.stderr)
-        return 130
+        pass  # with its frames the open progress bars end, which would write after the line below
+    print("stopped by Ctrl-C; what was saved before is kept", file=sys.stderr)
+    return 130
 
 
 def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:

@@ -192,6 +192,12 @@ class _Level:
             raise DataError("no signal has anything to learn from")
         return {label: found[label] for label in labels}
 
+    def fitted_by_a_run(self, settings: ModelSettings) -> dict[str, Fitted]:
+        """Every signal as a run with these settings would search and fit it."""
+        source, metric, run = self.source(settings), self.bench.metric, self.bench.run
+        validation = self.bench.validation(source.data.binary, metric)
+        return fit_signals(source, validation, settings, metric, run, FitReport())
+
     def _look(
         self,
         label: str,
@@ -336,17 +342,13 @@ class WeightsLevel(_Level):
     def __init__(self, bench: Bench) -> None:
         super().__init__(bench)
         settings = bench.settings({})
-        source = self.source(settings)
-        validation = bench.validation(source.data.binary, bench.metric)
-        self._parts = fit_signals(
-            source, validation, settings, bench.metric, bench.run, FitReport()
-        )
+        self._parts = self.fitted_by_a_run(settings)
         if len(self._parts) < 2:
             raise SettingsError("`level`: weights needs two signals at least; use signals")
         self.fixed = _searched(bench, settings, self._parts)
         self._settings = bench.settings(self.fixed)
         base = self.fuse(self._parts, settings)
-        labels = list(self._parts)
+        source, labels = self.source(settings), list(self._parts)
         factors = {label: part.factors for label, part in self._parts.items()}
         now = Situation(factors, source.data.binary, bench.valid)
         self._cold = now.cold
@@ -468,19 +470,19 @@ def _searched(bench: Bench, settings: ModelSettings, parts: Mapping[str, Fitted]
 class SignalsLevel(_Level):
     """A trial changes the signals' settings.
 
-    Their weights are those that the user fixed, else those that a run would tune with the
-    settings as they are; with ``reweighs`` they are tuned anew, from the best trial's.
+    The first trial is the run as it would be without a study, its search of settings included.
+    Weights are those that the user fixed, else those of that run; with ``reweighs`` every other
+    trial tunes them anew, from the best trial's.
     """
 
     def __init__(self, bench: Bench, space: Space, *, reweighs: bool) -> None:
         super().__init__(bench)
         self.space = space
         self.reweighs = reweighs
-        self.fixed = {"signal_search_trials": 0}
-        settings = bench.settings(self.fixed)
-        self.starts = _signal_starts(space, settings)
-        parts = self.fitted(settings, None, {})
-        # As a run with the first start's settings would tune them.
+        settings = bench.settings({})
+        parts = self.fitted_by_a_run(settings)
+        self.fixed = {"signal_search_trials": 0, **_searched(bench, settings, parts)}
+        self.starts = _signal_starts(space, bench.settings(self.fixed))
         self._weights = dict(self.fuse(parts, settings).weights)
 
     def __call__(
@@ -493,7 +495,8 @@ class SignalsLevel(_Level):
             weights = best.user_attrs.get("settings", {}).get("fusion_weights", weights)
         parts = self.fitted(settings, watch, weights)
         if len(parts) > 1:
-            if self.reweighs:
+            # The first trial is what a run would be: others are compared with it.
+            if self.reweighs and values != self.starts[0]:
                 weights = self._reweighed(parts, settings, weights)
             kept = {label: weights.get(label, 0.0) for label in parts}
             if not any(kept.values()):

@@ -99,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pick",
         help='which trial is put in force: best, or of a front "ndcg@10 >= 0.995*best"; default: '
-        "the best, where it is ahead of the settings as they are by more than chance",
+        "the best, where it is ahead of the run without a study by more than chance",
     )
     parser.add_argument("--jobs", type=int, default=1, help="processes on this machine")
     parser.add_argument("--timeout", type=float, help="seconds after which no trial starts")
@@ -593,10 +593,10 @@ def _put_in_force(task: _Task, study: optuna.Study, chosen: FrozenTrial, work: A
 
 
 def beyond_chance(study: optuna.Study, chosen: FrozenTrial, work: Any) -> tuple[FrozenTrial, float]:
-    """The trial where it is surely better than the first, which has the settings as they are.
+    """The trial where it is surely better than the first, which is the run without a study.
 
     The best of many trials owes much to chance: where the 95 % interval of its lead over the
-    validation users holds 0, the first trial stays.
+    validation users holds 0, the first trial is taken.
 
     Returns:
         The trial, and its confirmed objective.
@@ -609,13 +609,13 @@ def beyond_chance(study: optuna.Study, chosen: FrozenTrial, work: Any) -> tuple[
     lead = of_users - of_users_before
     error = _SURE * lead.std(ddof=1) / len(lead) ** 0.5
     facts = (
-        f"trial {chosen.number} is ahead of the settings as they are by {lead.mean():+.6f} "
+        f"trial {chosen.number} is ahead of the run without a study by {lead.mean():+.6f} "
         f"[{lead.mean() - error:+.6f}, {lead.mean() + error:+.6f}] over {len(lead):,} users"
     )
     if lead.mean() > error:
         logger.info(facts)
         return chosen, value
-    logger.info(f"{facts}, no more than chance: these stay (--pick best takes the trial)")
+    logger.info(f"{facts}, no more than chance: that run stays (--pick best takes the trial)")
     return first, first_value
 
 

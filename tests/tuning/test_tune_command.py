@@ -122,11 +122,24 @@ def test_where_validation_is_later_histories_fade_as_in_a_run(tune, tmp_path, le
     assert record["valid"]["ndcg@10"] == pytest.approx(study.best_value, abs=1e-6)
 
 
-def test_the_settings_as_they_are_stay_where_no_trial_is_surely_better(tune, tmp_path, caplog):
+@pytest.mark.parametrize("level", ["weights", "signals", "all"])
+def test_the_first_trial_is_the_run_without_a_study(tune, data, tmp_path, level):
+    settings = [*QUICK, "--signal_search_trials=4"]
+    assert tune(f"--level={level}", "--trials=1", settings=settings) == 0
+    (trial,) = study_in(tmp_path / "out").trials
+    of_best = run_of_best(tmp_path)
+    arguments = ["--model=HybridFusion", "--dataset=tiny", f"--data_path={data}", *settings]
+    assert run_recbole_command([*arguments, "--result_file=plain.json"]) == 0
+    plain = json.loads((tmp_path / "plain.json").read_text())
+    assert trial.value == pytest.approx(plain["valid"]["ndcg@10"], abs=1e-6)
+    assert of_best["test"] == pytest.approx(plain["test"], abs=1e-6)
+
+
+def test_the_run_without_a_study_stays_where_no_trial_is_surely_better(tune, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         assert tune("--level=weights", "--trials=30") == 0
     study = study_in(tmp_path / "out")
-    (said,) = [line for line in caplog.messages if "ahead of the settings as they are" in line]
+    (said,) = [line for line in caplog.messages if "ahead of the run without a study" in line]
     low = float(said.partition("[")[2].partition(",")[0])
     record = run_of_best(tmp_path)
     stays = "no more than chance" in said
