@@ -110,7 +110,7 @@ def prepare(config: Any, *, writes_record: bool = False) -> None:
     if hasattr(config.model_class, "host_defaults") and "loss_type" in given:
         raise SettingsError("`loss_type` is for other models of RecBole; write `loss`")
     _set_task(config)
-    if ours and "valid_metric" not in given and config["eval_type"] == EvaluatorType.RANKING:
+    if ours and "valid_metric" not in given and not task_of(config).is_valued:
         _set_objective(config)
     apply_cold_eval(config)
     metrics = {f"{m.lower()}@{k}" for m in config["metrics"] for k in config["topk"]}

@@ -14,7 +14,7 @@ from recbole.utils import get_trainer
 from recbole_llm.errors import DataError, SettingsError
 from recbole_llm.host import quirks, run
 from recbole_llm.host.run import read_config
-from recbole_llm.model_settings import model_keys, read_model_settings
+from recbole_llm.model_settings import read_model_settings
 from recbole_llm.models import MODELS
 from recbole_llm.training_data import History
 
@@ -211,7 +211,7 @@ def steps(tmp_path_factory):
 
 
 def result_of(name, data_path, folder, eval_args=None, **settings):
-    own = {key.name for key in model_keys(MODELS[name].signal_names)}
+    own = {key.name for key in MODELS[name].setting_keys()}
     quick = {key: value for key, value in QUICK.items() if key in own}
     values = {
         "data_path": str(data_path),
