@@ -63,6 +63,7 @@ RATED_TUNED = [
 MODELS = {
     "cold": COLD,
     "ratings": {
+        "HybridFusion": ("HybridFusion", [{"task": "ratings"}]),
         "IntentTower": RATED,
         "IntentTower, last_n": ("IntentTower", RATED_TUNED),
         "bias only": BIASES,
@@ -72,6 +73,7 @@ MODELS = {
     },
     "cold_ratings": {"IntentTower": RATED, "bias only": BIASES},
     "clicks": {
+        "HybridFusion": ("HybridFusion", [{"task": "clicks", **CLICKED}]),
         "IntentTower": (
             "IntentTower",
             [{"loss": "bce", **CLICKED, "learning_rate": rate} for rate in VALUE_RATES],
@@ -250,7 +252,7 @@ def run_of(part, model, dataset, seed, settings, args, folder):
         values |= {"cold_eval": True, "valid_metric": "cold_NDCG@10"}
     record = command.run(values, folder)
     found = {key: record[key] for key in ("valid", "test", "peak_memory_mb")}
-    if part == "ratings" and model != "IntentTower":
+    if "LABEL_FIELD" in settings:  # SCALED
         for kind in ("valid", "test"):
             found[kind] = {key: STARS * off for key, off in found[kind].items()}
     return found

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from recbole_llm.completion import BIAS_PENALTY, RidgeMap, TextFeatures, bias_map, text_features
-from recbole_llm.errors import FitError
+from recbole_llm.errors import FitError, SettingsError
 from recbole_llm.evaluation import Validation
 from recbole_llm.factors import Factors, Rows, Table, stack_rows, unit_rows
 from recbole_llm.sequence_network import has_maps, rows_of_texts
@@ -68,7 +68,13 @@ class IntentTowerSignal(TowerShape, SingleSignal):
 
         Raises:
             SkippedSignal: no user has two items.
+            SettingsError: it learns clicks or ratings, which fusion does by itself.
         """
+        if self.loss in VALUED:
+            raise SettingsError(
+                f"`loss: {self.loss}` is for the model IntentTower; among `signals` the tower "
+                f"ranks: write `loss: softmax`, and `task: {VALUED[self.loss]}` for what is fused"
+            )
         if self.epochs:
             return self
         held_out = held_out_items(data.interactions, run.seed)

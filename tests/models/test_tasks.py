@@ -142,6 +142,7 @@ def test_a_model_of_ratings_serves_what_it_predicts_and_folds_in_by_likes_and_di
             {"task": "ratings", "eval_args": {"split": {"RS": [9, 0, 1]}}},
             "fitted on validation rows",
         ),
+        ({"signals": "als,intent_tower", "loss": "mse"}, "among `signals` the tower ranks: write"),
     ],
 )
 def test_a_wrong_setting_is_named(data_path, tmp_path, monkeypatch, settings, message):
@@ -152,3 +153,10 @@ def test_a_wrong_setting_is_named(data_path, tmp_path, monkeypatch, settings, me
 def test_the_towers_loss_says_what_it_predicts(data_path, tmp_path, monkeypatch):
     with pytest.raises(SettingsError, match="unknown setting `task`"):
         run(data_path, tmp_path, monkeypatch, "IntentTower", task="ratings")
+
+
+def test_a_tower_among_the_signals_is_weighed_for_ratings_too(data_path, tmp_path, monkeypatch):
+    settings = {"task": "ratings", "signals": "popularity,intent_tower"}
+    result = run(data_path, tmp_path, monkeypatch, **settings)
+    alone = run(data_path, tmp_path, monkeypatch, task="ratings", signals="popularity")
+    assert result["test_result"]["rmse"] < alone["test_result"]["rmse"]
