@@ -47,8 +47,10 @@ COLD = {
 }
 LABELED = {"eval_args": "{'mode': 'labeled'}", "train_neg_sample_args": "None"}
 # RecBole's models give chances, so they get ml-100k's ratings as its YAML has them, 0 for 1 star
-# and 1 for 5; what they are off by is mapped back to stars.
-SCALED = {**LABELED, "metrics": "['RMSE', 'MAE']", "valid_metric": "RMSE", "LABEL_FIELD": "rating"}
+# and 1 for 5; what they are off by is mapped back to stars. The YAML's threshold would make clicks
+# of the ratings.
+SCALED = {**LABELED, "metrics": "['RMSE', 'MAE']", "valid_metric": "RMSE"}
+SCALED |= {"LABEL_FIELD": "rating", "threshold": "None"}
 STARS = 4
 CLICKED = {"threshold": "{'rating': 4}", "normalize_all": False}
 CLICKS = {**LABELED, **CLICKED, "metrics": "['AUC', 'LogLoss']", "valid_metric": "AUC"}
@@ -215,7 +217,7 @@ def bare_loop(text, items):
     order = np.random.default_rng(0).permutation(items)
     for start in range(0, len(order), text.settings.batch_items):
         step = order[start : start + text.settings.batch_items]
-        tokens = sorted((text.tokens[place] for place in text.places[step]), key=len)
+        tokens = sorted((text.tokens[place] for place in text.places[0, step]), key=len)
         for first in range(0, len(tokens), 64):
             part = [torch.from_numpy(ids).long() for ids in tokens[first : first + 64]]
             ids = torch.nn.utils.rnn.pad_sequence(part, batch_first=True)

@@ -24,30 +24,6 @@ QUICK = {
     "state": "INFO",
 }
 CLICKS = {"task": "clicks", "threshold": {"rating": 4}}
-WORDS = ["red wool coat", "steel kitchen knife"]
-
-
-@pytest.fixture(scope="module")
-def data_path(tmp_path_factory):
-    """80 users of two tastes; ratings are 5 for one's own taste and 1 or 2 for the other."""
-    rng = np.random.default_rng(0)
-    place = tmp_path_factory.mktemp("data")
-    (place / "taste").mkdir()
-    rows = [
-        f"u{user}\ti{item}\t{5 if (user + item) % 2 == 0 else rng.integers(1, 3)}\t{step}"
-        for user in range(80)
-        for step, item in enumerate(rng.choice(40, 15, replace=False))
-    ]
-    head = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
-    (place / "taste" / "taste.inter").write_text("\n".join([head, *rows]) + "\n")
-    titles = [f"i{item}\t{WORDS[item % 2]} {item}" for item in range(40)]
-    (place / "taste" / "taste.item").write_text(
-        "\n".join(["item_id:token\ttitle:token_seq", *titles]) + "\n"
-    )
-    (place / "taste" / "taste.yaml").write_text(
-        "load_col: {inter: [user_id, item_id, rating, timestamp], item: [item_id, title]}\n"
-    )
-    return place
 
 
 def run(data_path, folder, monkeypatch, model="HybridFusion", **settings):
