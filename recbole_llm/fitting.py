@@ -47,6 +47,7 @@ from recbole_llm.tuning.weights import select_weights, tune_weights
 from recbole_llm.values import (
     Expectation,
     Labelled,
+    PairFeatures,
     Prediction,
     ValueScale,
     ValueTask,
@@ -471,13 +472,11 @@ def regress(
         of_items[cold] = ridge.apply(source.item_texts[cold])[:, 0]
     signals = [part.factors for part in fitted.values()]
     rows = task.valid
-    columns = (_pairs(signals, rows, run), of_users[rows.users], of_items[rows.items])
-    found = fit_regression(*columns, rows.values, scale, is_clicks=task.is_clicks)
-    held_out = held_out_values(
-        *columns, rows.values, scale, is_clicks=task.is_clicks, seed=run.seed
-    )
-    biases = held_out_values(
-        columns[0][:, :0], *columns[1:], rows.values, scale, is_clicks=task.is_clicks, seed=run.seed
+    pairs = PairFeatures(_scores(signals, rows, run), of_users[rows.users], of_items[rows.items])
+    found = fit_regression(pairs, rows.values, scale, is_clicks=task.is_clicks)
+    held_out, biases = (
+        held_out_values(read, rows.values, scale, is_clicks=task.is_clicks, seed=run.seed)
+        for read in (pairs, dataclasses.replace(pairs, z_scores=pairs.z_scores[:, :0]))
     )
     for what, values in (("biases alone", biases), ("with all signals", held_out)):
         logger.info(f"folds of the validation part, {what}: {_errors(values, rows, task)}")
@@ -492,7 +491,7 @@ def regress(
     )
 
 
-def _pairs(signals: Sequence[Factors], rows: Labelled, run: RunOptions) -> Table:
+def _scores(signals: Sequence[Factors], rows: Labelled, run: RunOptions) -> Table:
     """The signals' scores of n pairs, (n, n_signals)."""
     users, items = (torch.from_numpy(part).to(run.device) for part in (rows.users, rows.items))
     return np.stack(

@@ -184,6 +184,25 @@ class Expectation:
 
 
 @dataclass(frozen=True, eq=False)
+class PairFeatures:
+    """What a regression reads of n pairs.
+
+    Attributes:
+        z_scores: (n, k), of k signals.
+        user_bias: float64 (n,), in standard deviations.
+        item_bias: float64 (n,), likewise.
+    """
+
+    z_scores: Table
+    user_bias: NDArray[np.float64]
+    item_bias: NDArray[np.float64]
+
+    def __getitem__(self, rows: Index) -> PairFeatures:
+        """Some of the pairs."""
+        return PairFeatures(self.z_scores[rows], self.user_bias[rows], self.item_bias[rows])
+
+
+@dataclass(frozen=True, eq=False)
 class Regression:
     """``intercept + Σ_k gains_k z_k + of_user b_u + of_item b_i``: log odds, or a rating."""
 
@@ -192,39 +211,29 @@ class Regression:
     of_user: float
     of_item: float
 
-    def score(
-        self, z_scores: Table, user_bias: NDArray[np.float64], item_bias: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """Of n pairs, float64 (n,); ``z_scores`` is (n, k), the biases are (n,)."""
-        biases = self.of_user * user_bias + self.of_item * item_bias
-        return self.intercept + z_scores @ self.gains + biases
+    def score(self, pairs: PairFeatures) -> NDArray[np.float64]:
+        """Of n pairs, float64 (n,)."""
+        biases = self.of_user * pairs.user_bias + self.of_item * pairs.item_bias
+        return self.intercept + pairs.z_scores @ self.gains + biases
 
 
 def fit_regression(
-    z_scores: Table,
-    user_bias: NDArray[np.float64],
-    item_bias: NDArray[np.float64],
-    values: NDArray[np.float64],
-    scale: ValueScale,
-    *,
-    is_clicks: bool,
+    pairs: PairFeatures, values: NDArray[np.float64], scale: ValueScale, *, is_clicks: bool
 ) -> Regression:
     """Logistic regression of clicks, or ridge regression of ratings beyond the biases.
 
     Args:
-        z_scores: (n, k), of k signals.
-        user_bias: (n,), in standard deviations.
-        item_bias: (n,), likewise.
+        pairs: n of them.
         values: (n,), clicks or ratings.
         scale: of the training values.
         is_clicks: whether they are clicks.
     """
-    design = np.c_[z_scores, user_bias, item_bias].astype(np.float64)
+    design = np.c_[pairs.z_scores, pairs.user_bias, pairs.item_bias].astype(np.float64)
     if is_clicks:
         weights, intercept = fit_chances(design, values, penalty=_PENALTY)
         return Regression(intercept, weights[:-2], *map(float, weights[-2:]))
     # So that the penalty draws towards the biases alone, not towards the mean.
-    rest = (values - scale.mean) / scale.spread - user_bias - item_bias
+    rest = (values - scale.mean) / scale.spread - pairs.user_bias - pairs.item_bias
     found = Ridge(_PENALTY).fit(design, rest)
     weights = scale.spread * found.coef_
     return Regression(
@@ -235,9 +244,7 @@ def fit_regression(
 
 
 def held_out_values(
-    z_scores: Table,
-    user_bias: NDArray[np.float64],
-    item_bias: NDArray[np.float64],
+    pairs: PairFeatures,
     values: NDArray[np.float64],
     scale: ValueScale,
     *,
@@ -248,16 +255,8 @@ def held_out_values(
     found = np.empty(len(values))
     folds = KFold(min(_FOLDS, len(values)), shuffle=True, random_state=seed)
     for fitted, held in folds.split(values):
-        of_fold = fit_regression(
-            z_scores[fitted],
-            user_bias[fitted],
-            item_bias[fitted],
-            values[fitted],
-            scale,
-            is_clicks=is_clicks,
-        )
-        scores = of_fold.score(z_scores[held], user_bias[held], item_bias[held])
-        found[held] = predicted(scores, scale, is_clicks=is_clicks)
+        of_fold = fit_regression(pairs[fitted], values[fitted], scale, is_clicks=is_clicks)
+        found[held] = predicted(of_fold.score(pairs[held]), scale, is_clicks=is_clicks)
     return found
 
 

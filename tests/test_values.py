@@ -10,6 +10,7 @@ from recbole_llm.values import (
     DAMPING,
     Expectation,
     Labelled,
+    PairFeatures,
     Prediction,
     ValueScale,
     ValueTask,
@@ -54,14 +55,16 @@ def test_ratings_are_the_ridge_of_what_the_biases_leave():
     penalty = np.diag([1.0] * 5 + [0.0])
     weights = np.linalg.solve(design.T @ design + penalty, design.T @ rest)
     expected = SCALE.mean + SCALE.spread * (user_bias + item_bias + design @ weights)
-    found = fit_regression(*columns, values, SCALE, is_clicks=False)
-    np.testing.assert_allclose(found.score(*columns), expected, atol=1e-6)
+    found = fit_regression(PairFeatures(*columns), values, SCALE, is_clicks=False)
+    np.testing.assert_allclose(found.score(PairFeatures(*columns)), expected, atol=1e-6)
 
 
 def test_ratings_without_evidence_are_mean_and_biases():
     z_scores, user_bias, item_bias = (part[:1] for part in rows())
     values = SCALE.mean + SCALE.spread * (user_bias + item_bias)
-    found = fit_regression(z_scores, user_bias, item_bias, values, SCALE, is_clicks=False)
+    found = fit_regression(
+        PairFeatures(z_scores, user_bias, item_bias), values, SCALE, is_clicks=False
+    )
     assert found.gains == pytest.approx(0, abs=1e-9)
     assert (found.of_user, found.of_item) == pytest.approx((SCALE.spread, SCALE.spread))
 
@@ -70,7 +73,7 @@ def test_clicks_find_the_weights_that_made_them():
     z_scores, user_bias, item_bias = columns = rows(n=40_000)
     logits = 0.3 + 1.2 * z_scores[:, 0] - 0.7 * z_scores[:, 1] + 2 * user_bias + item_bias
     clicks = np.random.default_rng(2).random(len(logits)) < 1 / (1 + np.exp(-logits))
-    found = fit_regression(*columns, clicks.astype(float), SCALE, is_clicks=True)
+    found = fit_regression(PairFeatures(*columns), clicks.astype(float), SCALE, is_clicks=True)
     assert found.gains == pytest.approx([1.2, -0.7, 0], abs=0.06)
     assert (found.intercept, found.of_user, found.of_item) == pytest.approx((0.3, 2, 1), abs=0.1)
 
@@ -80,9 +83,9 @@ def test_a_held_out_row_does_not_see_its_own_value(is_clicks):
     columns = rows(n=50)
     values = (np.random.default_rng(3).random(50) < 0.5).astype(float)
     options = {"scale": ValueScale(0.5, 0.5, 0.0, 1.0), "is_clicks": is_clicks, "seed": 7}
-    before = held_out_values(*columns, values, **options)
+    before = held_out_values(PairFeatures(*columns), values, **options)
     values[4] = 1 - values[4]
-    after = held_out_values(*columns, values, **options)
+    after = held_out_values(PairFeatures(*columns), values, **options)
     assert before[4] == after[4]
     assert (before != after).any()
 

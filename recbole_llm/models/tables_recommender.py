@@ -89,9 +89,7 @@ class TablesRecommender(GeneralRecommender):
         shape = (data.n_users, data.n_items)
         task = ValueTask.of(self.settings.task, train.labelled(), labelled or None, shape)
         assert valid is not None
-        validation = Validation.of(data.binary, valid.training_matrix())
-        if validation:
-            validation = dataclasses.replace(validation, is_later=valid.comes_after(train))
+        validation = _validation(data, train, valid)
         self.blocks, self.report, self.newcomers, self.prediction = fit_values(
             data, validation, task, self.settings, self.run, user_texts=user_texts
         )
@@ -104,18 +102,14 @@ class TablesRecommender(GeneralRecommender):
         valid: TablesDataset | None,
     ) -> None:
         metric = Metric.parse(self.valid_metric)
-        validation = valid and Validation.of(
-            data.binary, valid.training_matrix(), metric.slice_name
-        )
+        validation = _validation(data, train, valid, metric.slice_name)
         if valid and validation is None and metric.slice_name:
             raise SettingsError(
                 f"`valid_metric` is {metric}, but the validation part has no user for it; "
                 "choose another one"
             )
-        if valid and validation:
-            validation = dataclasses.replace(validation, is_later=valid.comes_after(train))
         self.blocks, self.report, self.newcomers = fit_model(
-            data, validation or None, self.settings, metric, self.run, user_texts=user_texts
+            data, validation, self.settings, metric, self.run, user_texts=user_texts
         )
 
     def other_parameter(self) -> dict[str, Any]:
@@ -173,6 +167,16 @@ class TablesRecommender(GeneralRecommender):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_scorer": None, "_grown": None}
+
+
+def _validation(
+    data: TrainingData, train: TablesDataset, valid: TablesDataset | None, slice_name: str = ""
+) -> Validation | None:
+    """What the validation part judges by; None where it has nobody for it."""
+    found = Validation.of(data.binary, valid.training_matrix(), slice_name) if valid else None
+    if found is None or valid is None:
+        return None
+    return dataclasses.replace(found, is_later=valid.comes_after(train))
 
 
 def _tensors(parts: Mapping[str, Any]) -> dict[str, Any]:
