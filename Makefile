@@ -13,7 +13,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,benchmark,tune,finetune]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,benchmark,tune,finetune,onnx]"
 	touch $@
 
 demo: $(VENV)/.installed

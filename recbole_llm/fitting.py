@@ -29,7 +29,7 @@ from recbole_llm.completion import (
     text_features,
 )
 from recbole_llm.embedding_cache import EmbeddingCache, default_folder, encode_cached
-from recbole_llm.encoders import EncoderOptions, build
+from recbole_llm.encoders import EncoderOptions, NetworkOptions, build
 from recbole_llm.errors import DataError, SettingsError
 from recbole_llm.evaluation import Metric, Validation, evaluate
 from recbole_llm.factors import Factors, Mask, Rows, Table, gated, standardise
@@ -194,12 +194,14 @@ class Source:
         data: the training part with its texts encoded.
         item_texts, user_texts: the features that completion reads, None without any text.
         encoders: encoder -> its fingerprint.
+        network: what the encoders' files are taken for and run by.
     """
 
     data: TrainingData
     item_texts: TextFeatures | None
     user_texts: TextFeatures | None
     encoders: Mapping[str, str]
+    network: NetworkOptions
 
 
 def encode(
@@ -222,7 +224,7 @@ def encode(
         text_features(rows) if rows else None
         for rows in (data.item_embeddings, data.user_embeddings)
     )
-    return Source(data, items, users, encoders)
+    return Source(data, items, users, encoders, network_options(settings.text))
 
 
 def _with_embeddings(
@@ -261,7 +263,7 @@ def encode_texts(
         SettingsError: an encoder cannot be had.
     """
     cache = open_cache(settings.embedding_cache)
-    options = EncoderOptions(run.device, settings.encoder_batch_size, run.progress)
+    options = encoder_options(settings, run)
     rows: list[dict[str, Rows]] = [{} for _ in kinds]
     fingerprints: dict[str, str] = {}
     item_texts = kinds[0]
@@ -281,6 +283,28 @@ def encode_texts(
         f"one; {report.texts['encoded']:,} encoded, {report.texts['cached']:,} from the cache"
     )
     return rows, fingerprints
+
+
+def network_options(settings: TextSettings) -> NetworkOptions:
+    """What the settings say of the networks."""
+    return NetworkOptions(
+        settings.encoder_kind,
+        settings.encoder_pooling,
+        settings.encoder_backend,
+        settings.encoder_quantize,
+    )
+
+
+def encoder_options(settings: TextSettings, run: RunOptions) -> EncoderOptions:
+    """How the encoders of a run go."""
+    cache = open_cache(settings.embedding_cache)
+    return EncoderOptions(
+        run.device,
+        settings.encoder_batch_size,
+        run.progress,
+        network_options(settings),
+        None if cache is None else cache.folder,
+    )
 
 
 def open_cache(setting: str | None) -> EmbeddingCache | None:
@@ -616,7 +640,13 @@ def _newcomers(fitted: Mapping[str, Fitted], fused: Fused, source: Source) -> Ne
     )
     in_blocks = tuple(signal for signal in signals if signal.gain or signal.cold_gain)
     own_texts = source.data.user_embeddings
-    return Newcomers(in_blocks, fused.cold_level or 0.0, source.encoders, own_texts)
+    return Newcomers(
+        in_blocks,
+        fused.cold_level or 0.0,
+        source.encoders,
+        own_texts,
+        network=dataclasses.asdict(source.network),
+    )
 
 
 def _log(report: FitReport, metric: Metric) -> None:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial
 
-from recbole_llm.encoders import EncoderOptions, build
+from recbole_llm.encoders import build
 from recbole_llm.errors import DataError, SettingsError
 from recbole_llm.evaluation import (
     Metric,
@@ -30,7 +30,16 @@ from recbole_llm.evaluation import (
     masked_scores,
 )
 from recbole_llm.factors import Factors, standardise
-from recbole_llm.fitting import FitReport, Fitted, Source, encode, fit_signals, for_all, fuse
+from recbole_llm.fitting import (
+    FitReport,
+    Fitted,
+    Source,
+    encode,
+    encoder_options,
+    fit_signals,
+    for_all,
+    fuse,
+)
 from recbole_llm.fusion import Fused, Judged, Situation
 from recbole_llm.model_settings import ModelSettings, model_keys, read_model_settings
 from recbole_llm.scoring import Scorer
@@ -243,7 +252,7 @@ class _Level:
             key = (spec, settings.text.item_text_fields)
             if key not in self._encode_seconds:
                 run = self.bench.run
-                options = EncoderOptions(run.device, settings.text.encoder_batch_size, False)
+                options = encoder_options(settings.text, dataclasses.replace(run, progress=False))
                 encoder = build(spec, options).fit(texts)
                 sample = texts[:: max(1, len(texts) // _TIMED_TEXTS)]
                 encoder.encode(sample[:1])  # what is loaded once is no part of it

@@ -123,6 +123,8 @@ class Newcomers:
         tuned: encoder's name -> the folder of its weights, where these were trained with the model:
             its name beside the tables in what is stored, its path in what was read from there.
         expectation: what tells the sides of histories apart; None where no signal reads one.
+        network: what the encoders' files were taken for and run by, as
+            :class:`~recbole_llm.encoders.NetworkOptions` has it.
     """
 
     signals: tuple[LearnedSignal, ...]
@@ -131,6 +133,7 @@ class Newcomers:
     own_texts: Mapping[str, Rows] = field(default_factory=dict)
     tuned: Mapping[str, str] = field(default_factory=dict)
     expectation: Expectation | None = None
+    network: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def like(self) -> float:

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from recbole_llm.completion import has_text
-from recbole_llm.encoders import Encoder, EncoderOptions, build
+from recbole_llm.embedding_cache import default_folder
+from recbole_llm.encoders import Encoder, EncoderOptions, NetworkOptions, build
 from recbole_llm.errors import DataError, DataWarning, SettingsError, did_you_mean
 from recbole_llm.factors import Factors, Index, Mask, Rows, Table, batches, stack_rows
 from recbole_llm.newcomers import item_rows, told_user_rows, user_rows
@@ -365,7 +366,12 @@ class Recommender:
             )
         encoders = {}
         for spec, fingerprint in tables.newcomers.encoders.items():
-            options = EncoderOptions(str(self._device), progress=False)
+            options = EncoderOptions(
+                str(self._device),
+                progress=False,
+                network=NetworkOptions(**tables.newcomers.network),
+                cache=default_folder(),
+            )
             tuned = tables.newcomers.tuned.get(spec)
             if tuned is not None and not Path(tuned).is_dir():
                 raise DataError(

@@ -265,6 +265,28 @@ class TextSettings:
         search=Search(choices=("bert,lexical", "bert", "lexical"), in_runs=False),
     )
     encoder_batch_size: int = setting(64, "Texts that are encoded at once.", at_least=1)
+    encoder_kind: str = setting(
+        "auto",
+        "What a model's folder or hub name without modules.json holds: sentence (BERT), causal "
+        "(GPT), or auto (its config.json tells).",
+        choices=("auto", "sentence", "causal"),
+    )
+    encoder_pooling: str = setting(
+        "auto",
+        "What makes a text's row of its tokens' rows where a model names no pooling: last, mean, "
+        "weighted_mean (later tokens count more), or auto (last for causal, else mean).",
+        choices=("auto", "last", "mean", "weighted_mean"),
+    )
+    encoder_backend: str = setting(
+        "torch",
+        "What runs a network: torch, or onnx (on the CPU; `pip install recbole_llm[onnx]`).",
+        choices=("torch", "onnx"),
+    )
+    encoder_quantize: str = setting(
+        "none",
+        "Weights of a network that `encoder_backend: onnx` runs: none (as they are), or int8.",
+        choices=("none", "int8"),
+    )
     embedding_cache: str | None = setting(
         "default",
         "Folder that keeps encoded texts; default: $XDG_CACHE_HOME/recbole_llm; none: no cache.",

@@ -92,7 +92,8 @@ class TextNetwork(nn.Module):
         chosen: int64 (n,), what is read of each text in training: 0 for itself, or a variant.
 
     Raises:
-        SettingsError: LoRA does not find its modules, `peft` is missing, or there are no layers.
+        SettingsError: it is no transformer, LoRA does not find its modules, `peft` is missing, or
+            there are no layers.
     """
 
     network: Any
@@ -107,6 +108,11 @@ class TextNetwork(nn.Module):
         super().__init__()
         self.settings = settings
         self.network = network
+        if not _is_transformer(network):
+            raise SettingsError(
+                f"`finetune: {settings.finetune}` trains a transformer, and the encoder is a "
+                f"{type(network[0]).__name__}; use `finetune: frozen`, or another encoder"
+            )
         every = [text for part in (texts, *variants) for text in part]
         distinct, places = distinct_texts(every)
         self.places = places.reshape(1 + len(variants), len(texts))
@@ -234,10 +240,16 @@ class TextNetwork(nn.Module):
                 f"`lora_modules`: the encoder has no {', '.join(missing)}; it has "
                 f"{', '.join(sorted(there))}"
             )
+        kinds = {
+            type(module).__name__
+            for name, module in transformer.named_modules()
+            if name.rpartition(".")[2] in wanted
+        }
         config = LoraConfig(
             r=self.settings.lora_rank,
             lora_alpha=2 * self.settings.lora_rank,
             target_modules=list(wanted),
+            fan_in_fan_out="Conv1D" in kinds,  # GPT-2 has its matrices the other way round
         )
         return get_peft_model(transformer, config)
 
@@ -248,6 +260,10 @@ def _transformer(network: Any) -> Any:
 
 def _set_transformer(network: Any, transformer: nn.Module) -> None:
     network[0]._modules[_name(network)] = transformer
+
+
+def _is_transformer(network: Any) -> bool:
+    return _name(network) in network[0]._modules
 
 
 def _name(network: Any) -> str:

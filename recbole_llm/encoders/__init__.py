@@ -10,13 +10,22 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from recbole_llm.encoders.base import Encoder, EncoderOptions, TextRows
+from recbole_llm.encoders.base import Encoder, EncoderOptions, NetworkOptions, TextRows
 from recbole_llm.encoders.bert import build_bert
 from recbole_llm.encoders.lexical import build_lexical
 from recbole_llm.encoders.rows import narrow
 from recbole_llm.errors import SettingsError, did_you_mean
 
-__all__ = ["ENCODERS", "Encoder", "EncoderOptions", "TextRows", "build", "narrow", "register"]
+__all__ = [
+    "ENCODERS",
+    "Encoder",
+    "EncoderOptions",
+    "NetworkOptions",
+    "TextRows",
+    "build",
+    "narrow",
+    "register",
+]
 
 #: Name -> factory; it gets what stands after the colon (None without one) and the options.
 ENCODERS: dict[str, Callable[[str | None, EncoderOptions], Encoder]] = {

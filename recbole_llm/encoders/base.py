@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -17,19 +18,41 @@ TextRows: TypeAlias = Table | sp.csr_matrix
 
 
 @dataclass(frozen=True)
+class NetworkOptions:
+    """What a model's files are taken for and run by; part of what the rows are.
+
+    Attributes:
+        kind: ``sentence``, ``causal``, or ``auto``, which the files tell.
+        pooling: how a model that names no pooling makes one row of its tokens' rows: ``last``,
+            ``mean``, ``weighted_mean``, or ``auto`` (``last`` of a causal model, else ``mean``).
+        backend: ``torch`` or ``onnx``.
+        quantize: ``none`` or ``int8``.
+    """
+
+    kind: str = "auto"
+    pooling: str = "auto"
+    backend: str = "torch"
+    quantize: str = "none"
+
+
+@dataclass(frozen=True)
 class EncoderOptions:
-    """How a run goes; no part of what the rows are.
+    """How a run goes; but for ``network`` no part of what the rows are.
 
     Attributes:
         device: torch's name of the device that a network runs on.
         batch_size: texts in one step of a network.
         progress: whether to show a bar while texts are encoded
             (:func:`recbole_llm.embedding_cache.encode_cached` does it for every encoder).
+        network: what a model's files are taken for and run by.
+        cache: folder that keeps exported networks; None keeps none.
     """
 
     device: str = "cpu"
     batch_size: int = 64
     progress: bool = True
+    network: NetworkOptions = NetworkOptions()
+    cache: Path | None = None
 
 
 @runtime_checkable

@@ -1,21 +1,30 @@
-"""BERT-family sentence encoders, run by sentence-transformers."""
+"""Pretrained networks, run by sentence-transformers: BERT's family, GPT's, static embeddings.
+
+A folder of sentence-transformers (``modules.json``) says by itself what it is. A folder of
+Hugging Face's layout is a sentence encoder or a causal model, by its ``config.json``; one of
+`model2vec` holds a row for each token.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import logging
+import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recbole_llm.encoders.base import EncoderOptions, distinct_texts, spread_rows
+from recbole_llm.encoders import onnx
+from recbole_llm.encoders.base import EncoderOptions, NetworkOptions, distinct_texts, spread_rows
 from recbole_llm.errors import SettingsError
 from recbole_llm.factors import Table, unit_rows
 
@@ -40,6 +49,10 @@ _MAX_TOKENS = 512
 # Which rows come out of given model files: whoever changes that changes this.
 _RECIPE = f"bert 1: sentence-transformers, l2, {_CHARACTERS_PER_TOKEN} characters per token"
 
+# Our word -> sentence-transformers' for how one row is made of the tokens' rows.
+_POOLING = {"last": "lasttoken", "mean": "mean", "weighted_mean": "weightedmean"}
+_BARE_POOLING = {"sentence": "mean", "causal": "last"}
+
 _HUB_SECONDS = 10.0
 
 
@@ -54,8 +67,9 @@ def build_bert(argument: str | None, options: EncoderOptions) -> BertEncoder:
         An encoder that loads its weights when it first encodes.
 
     Raises:
-        SettingsError: the folder does not exist or holds no model.
+        SettingsError: the folder does not exist or holds no model, or what shall run it is missing.
     """
+    onnx.check(options.network)
     if argument is None:
         return BertEncoder("bert", _bundled_folder(), options)
     name, folder = f"bert:{argument}", Path(argument).expanduser()
@@ -105,7 +119,7 @@ class BertEncoder:
         A tokenizer that does not say where its tokens stand (no fast one) is taken to read all.
         """
         limit, tokenizer = self._network.max_seq_length, self._network.tokenizer
-        if limit is None or not getattr(tokenizer, "is_fast", False):
+        if limit in (None, math.inf) or not getattr(tokenizer, "is_fast", False):
             return text
         cut = text[: _CHARACTERS_PER_TOKEN * limit]
         tokens = tokenizer(cut, truncation=True, max_length=limit, return_offsets_mapping=True)
@@ -136,15 +150,17 @@ class BertEncoder:
         Raises:
             SettingsError: it cannot be loaded.
         """
-        return _load(self._folder, self.model, self.options.device)
+        return _load(self._folder, self.model, self.options.network, self.options.device)
 
     def _run(self, texts: list[str]) -> Table:
         network = self._network
-        most = _CHARACTERS_PER_TOKEN * (network.max_seq_length or _MAX_TOKENS)
+        limit = network.max_seq_length or _MAX_TOKENS
+        # Static embeddings have no limit.
+        most = None if limit == math.inf else _CHARACTERS_PER_TOKEN * limit
         # sentence-transformers sorts by length and restores the order.
         vectors = network.encode(
             [text[:most] for text in texts],
-            batch_size=self.options.batch_size,
+            batch_size=onnx.batch_size(self.options),
             show_progress_bar=False,
             convert_to_numpy=True,
         )
@@ -156,11 +172,18 @@ class BertEncoder:
 
     @cached_property
     def _fingerprint(self) -> str:
-        return model_digest(self._folder, _RECIPE)
+        options = self.options.network
+        return model_digest(
+            self._folder, _RECIPE + _recipe_of(self._folder, options) + onnx.recipe(options)
+        )
 
     @cached_property
     def _network(self) -> SentenceTransformer:
-        return _load(self._folder, self.model, self.options.device)
+        options = self.options.network
+        if options.backend == "torch":
+            return self.network()
+        network = _load(self._folder, self.model, options, "cpu")
+        return onnx.onto_onnx(network, self.name, self._fingerprint, self.options)
 
 
 def _bundled_folder() -> Path:
@@ -248,7 +271,68 @@ def _downloaded(name: str) -> Path | None:
     return folder if any(file.suffix in _WEIGHTS for file in _model_files(folder)) else None
 
 
-def _load(folder: Path, model: Path | str, device: str) -> SentenceTransformer:
+def _kind(folder: Path, options: NetworkOptions) -> str:
+    """``whole`` (it names its modules), ``static``, ``causal`` or ``sentence``."""
+    if (folder / "modules.json").is_file():
+        return "whole"
+    if options.kind != "auto":
+        return options.kind
+    if _is_model2vec(folder):
+        return "static"
+    return "causal" if _is_causal(_read_config(folder)) else "sentence"
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        config = None  # whoever loads the model says what is wrong with it
+    return config if isinstance(config, dict) else {}
+
+
+def _is_causal(config: dict[str, Any]) -> bool:
+    architectures = config.get("architectures") or []
+    if any(name.endswith("ForCausalLM") for name in architectures):
+        return True
+    if not config.get("model_type"):
+        return False
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    # BERT's family can be had as causal models too.
+    kind = config["model_type"]
+    masked = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not masked
+
+
+def _is_model2vec(folder: Path) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / "model.safetensors", framework="np") as file:
+            return "embeddings" in file.keys()  # noqa: SIM118  # it is no mapping
+    except (OSError, SafetensorError):
+        return False
+
+
+def _recipe_of(folder: Path, options: NetworkOptions) -> str:
+    """What makes other rows of the same files; nothing for what was there first."""
+    kind = _kind(folder, options)
+    if kind in ("whole", "static"):
+        return ""
+    pooling = _pooling(kind, options)
+    return "" if (kind, pooling) == ("sentence", "mean") else f"; {kind}, {pooling}"
+
+
+def _pooling(kind: str, options: NetworkOptions) -> str:
+    return _BARE_POOLING[kind] if options.pooling == "auto" else options.pooling
+
+
+def _load(
+    folder: Path, model: Path | str, options: NetworkOptions, device: str
+) -> SentenceTransformer:
     # Threads of the tokenizer would make every later fork (RecBole's workers) warn.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
@@ -257,14 +341,34 @@ def _load(folder: Path, model: Path | str, device: str) -> SentenceTransformer:
     try:
         # A checkpoint without a pooler gets a random one, which the mean of the tokens does not
         # use; it shall not move the caller's random numbers either.
-        with quiet(), torch.random.fork_rng(devices=[]):
-            return SentenceTransformer(str(folder), device=device)
+        with quiet(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # Names that sentence-transformers 3 has, and 6 still takes.
+            warnings.simplefilter("ignore")
+            kind = _kind(folder, options)
+            if kind == "whole":
+                return SentenceTransformer(str(folder), device=device)
+            return SentenceTransformer(modules=_modules(folder, kind, options), device=device)
     # The libraries raise what they like: OSError, ValueError, KeyError, a safetensors error, ...
     except Exception as error:
         raise SettingsError(
             f"`encoder`: cannot load the model {model} on `{device}` ({_one_line(error)}); it must "
-            "be a BERT-family model of Hugging Face or sentence-transformers"
+            "be a model of sentence-transformers, or a BERT-family or GPT-type one of Hugging Face"
         ) from error
+
+
+def _modules(folder: Path, kind: str, options: NetworkOptions) -> list[Any]:
+    """What sentence-transformers runs one after the other."""
+    from sentence_transformers import models
+
+    if kind == "static":
+        return [models.StaticEmbedding.load(str(folder))]
+    transformer = models.Transformer(str(folder))
+    tokenizer = transformer.tokenizer
+    if tokenizer.pad_token is None:
+        # Any token will do: it is masked.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    width = transformer.get_word_embedding_dimension()
+    return [transformer, models.Pooling(width, pooling_mode=_POOLING[_pooling(kind, options)])]
 
 
 @contextmanager

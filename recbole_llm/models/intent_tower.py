@@ -18,7 +18,7 @@ from recbole_llm.calibration import calibration_error, fit_platt, probabilities
 from recbole_llm.encoders import EncoderOptions, build
 from recbole_llm.encoders.bert import BertEncoder
 from recbole_llm.errors import SettingsError, one_line
-from recbole_llm.fitting import encode, model_of, open_cache
+from recbole_llm.fitting import encode, encoder_options, model_of, open_cache
 from recbole_llm.host.config import given_settings
 from recbole_llm.host.dataset import TablesDataset
 from recbole_llm.model_settings import tower_keys
@@ -132,7 +132,14 @@ class IntentTower(TablesRecommender):
         settings = read_section(FinetuneSettings, given, prefix="finetune_")
         if settings.finetune == "frozen":
             return None
-        options = EncoderOptions(str(self.device), progress=False)
+        text_settings = self.settings.text
+        if text_settings.encoder_backend != "torch":
+            raise SettingsError(
+                f"`finetune: {settings.finetune}` trains by torch, and `encoder_backend` is "
+                f"{text_settings.encoder_backend}; use `encoder_backend: torch`, or "
+                "`finetune: frozen`"
+            )
+        options = encoder_options(text_settings, replace(self.run, progress=False))
         encoders = {spec: build(spec, options) for spec in self.signal.encoders}
         networks = [spec for spec, found in encoders.items() if isinstance(found, BertEncoder)]
         if not networks or self.source.item_texts is None:

@@ -83,6 +83,7 @@ def test_a_visitor_of_a_model_of_ratings_gets_what_is_like_her_likes(
         ({"loss_type": "CE"}, "`loss_type` is for other models of RecBole; write `loss`"),
         ({"loss": "bce", "LABEL_FIELD": "rating"}, "learns clicks, 0 or 1, and `rating` holds"),
         ({"finetune": "full"}, "`encoder` has lexical; name `bert`"),
+        ({"finetune": "full", "encoder_backend": "onnx"}, "`finetune: full` trains by torch"),
         ({"intent_tower_epochs": 3}, "unknown setting `intent_tower_epochs`"),
         ({"augment": "atributes"}, "did you mean `attributes`"),
         ({"augment": "attributes", "item_text_fields": "[]"}, "varies the items' texts, and none"),
