@@ -15,14 +15,10 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from recbole_llm.calibration import calibration_error
 from recbole_llm.completion import (
     RidgeMap,
     TextFeatures,
-    bias_map,
     complete,
     complete_users,
     completion_map,
@@ -32,11 +28,10 @@ from recbole_llm.embedding_cache import EmbeddingCache, default_folder, encode_c
 from recbole_llm.encoders import EncoderOptions, NetworkOptions, build
 from recbole_llm.errors import DataError, SettingsError
 from recbole_llm.evaluation import Metric, Validation, evaluate
-from recbole_llm.factors import Factors, Mask, Rows, Table, gated, standardise
+from recbole_llm.factors import Factors, Mask, Rows, standardise
 from recbole_llm.fusion import FUSIONS, Evidence, Fused, Judged, Situation, exposure_table
 from recbole_llm.model_settings import ModelSettings
 from recbole_llm.newcomers import LearnedSignal, Newcomers
-from recbole_llm.scoring import Scorer
 from recbole_llm.settings import RunOptions, TextSettings
 from recbole_llm.signal_cache import fit_cached
 from recbole_llm.signals import Signal, SkippedSignal
@@ -44,22 +39,9 @@ from recbole_llm.training_data import TrainingData, without_items
 from recbole_llm.tuning.recency import choose_decay
 from recbole_llm.tuning.signal_search import search_signal, search_space
 from recbole_llm.tuning.weights import select_weights, tune_weights
-from recbole_llm.values import (
-    Expectation,
-    Labelled,
-    PairFeatures,
-    Prediction,
-    ValueScale,
-    ValueTask,
-    damped_biases,
-    fit_regression,
-    held_out_values,
-)
 
 logger = logging.getLogger(__name__)
 
-# What signals' settings are searched by where clicks or ratings are predicted.
-_SEARCHED_BY = Metric("ndcg", 10)
 # One in so many of the warm items is made cold to find the weights of cold ones.
 _FOLDS = 5
 
@@ -140,50 +122,7 @@ def fit_model(
         if len(fitted) > 1 and validation is not None:
             report.fused = evaluate(fused.blocks, validation, metric, run.device)
     _log(report, metric)
-    return fused.blocks, report, _newcomers(fitted, fused, source)
-
-
-def fit_values(
-    data: TrainingData,
-    validation: Validation | None,
-    task: ValueTask,
-    settings: ModelSettings,
-    run: RunOptions,
-    *,
-    user_texts: tuple[str, ...] = (),
-) -> tuple[tuple[Factors, ...], FitReport, Newcomers, Prediction]:
-    """Fit all signals, and make clicks or ratings of their scores by a regression.
-
-    Each signal is fitted on all interactions, and again on those that count more than was expected
-    of the user and the item, and on those that count less: having a thing is not liking it.
-
-    Args:
-        data: the training part, without embeddings.
-        validation: what the signals' own settings are searched by, as rankings.
-        task: what is predicted.
-        settings: the model's.
-        run: device, seed, progress.
-        user_texts: n_users texts of the users' own, or none at all.
-
-    Returns:
-        As :func:`fit_model`, and what makes predictions of the scores.
-
-    Raises:
-        DataError: no signal has anything to learn from.
-        SettingsError: an encoder cannot be had.
-    """
-    report = FitReport(metric=str(_SEARCHED_BY) if validation else None)
-    source = encode(data, user_texts, settings, run, report)
-    with report.timed("signals"):
-        fitted = fit_signals(source, validation, settings, _SEARCHED_BY, run, report)
-        expectation = Expectation.of(source.data.history)
-        fitted |= _of_sides(fitted, source, expectation, settings, run)
-    with report.timed("tune"):
-        fused, prediction = regress(fitted, source, task, run)
-    report.weights = dict(fused.weights)
-    logger.info(f"weights: {_listed(report.weights)}")
-    newcomers = dataclasses.replace(_newcomers(fitted, fused, source), expectation=expectation)
-    return fused.blocks, report, newcomers, prediction
+    return fused.blocks, report, newcomers_of(fitted, fused, source)
 
 
 @dataclass(frozen=True, eq=False)
@@ -450,90 +389,6 @@ def _as_if_cold(
     return Situation(factors, rest.data.binary, without_items(data, ~held).binary)
 
 
-def _of_sides(
-    fitted: Mapping[str, Fitted],
-    source: Source,
-    expectation: Expectation,
-    settings: ModelSettings,
-    run: RunOptions,
-) -> dict[str, Fitted]:
-    """The signals once more on what users liked and on what they did not, ``LABEL:SIDE``."""
-    found: dict[str, Fitted] = {}
-    for side in expectation.sizes:
-        start = perf_counter()
-        part = dataclasses.replace(source, data=expectation.side_of(source.data, side))
-        for label, of_all in fitted.items():
-            try:
-                _, factors = fit_cached(of_all.signal, part.data, run)
-            except SkippedSignal:
-                continue
-            again = for_all(of_all.signal, factors, part, settings, run)
-            found[f"{label}:{side}"] = dataclasses.replace(again, side=side)
-        logger.info(
-            f"fitted again on the {part.data.interactions.nnz:,} interactions that are {side} "
-            f"[{perf_counter() - start:.1f}s]"
-        )
-    return found
-
-
-def regress(
-    fitted: Mapping[str, Fitted], source: Source, task: ValueTask, run: RunOptions
-) -> tuple[Fused, Prediction]:
-    """Weigh the signals and biases by a regression on the validation rows.
-
-    The blocks score by all but what a user adds to each of her items.
-    """
-    scale = ValueScale.of(task.train.values)
-    of_users, of_items = damped_biases(
-        task.train.users,
-        task.train.items,
-        (task.train.values - scale.mean) / scale.spread,
-        task.shape,
-    )
-    ridge = bias_map(source.item_texts, of_items.astype(np.float32), source.data.item_counts)
-    if source.item_texts is not None and ridge is not None:
-        cold = source.item_texts.has_text & ~source.data.warm_items
-        of_items[cold] = ridge.apply(source.item_texts[cold])[:, 0]
-    signals = [part.factors for part in fitted.values()]
-    rows = task.valid
-    pairs = PairFeatures(_scores(signals, rows, run), of_users[rows.users], of_items[rows.items])
-    found = fit_regression(pairs, rows.values, scale, is_clicks=task.is_clicks)
-    held_out, biases = (
-        held_out_values(read, rows.values, scale, is_clicks=task.is_clicks, seed=run.seed)
-        for read in (pairs, dataclasses.replace(pairs, z_scores=pairs.z_scores[:, :0]))
-    )
-    for what, values in (("biases alone", biases), ("with all signals", held_out)):
-        logger.info(f"folds of the validation part, {what}: {_errors(values, rows, task)}")
-    constant = (found.of_item * of_items).astype(np.float32)
-    constant[0] = 0
-    gains = [np.full(task.shape[1], gain, dtype=np.float32) for gain in found.gains]
-    weights = dict(zip(fitted, found.gains.tolist(), strict=True))
-    user_terms = found.intercept + found.of_user * of_users
-    return (
-        Fused(gated(signals, gains, constant), weights),
-        Prediction(task.is_clicks, user_terms, scale),
-    )
-
-
-def _scores(signals: Sequence[Factors], rows: Labelled, run: RunOptions) -> Table:
-    """The signals' scores of n pairs, (n, n_signals)."""
-    users, items = (torch.from_numpy(part).to(run.device) for part in (rows.users, rows.items))
-    return np.stack(
-        [Scorer([part], run.device).pairs(users, items).cpu().numpy() for part in signals], axis=1
-    )
-
-
-def _errors(found: NDArray[np.float64], rows: Labelled, task: ValueTask) -> str:
-    """How far predictions are off, for the log."""
-    if task.is_clicks:
-        chances = found.clip(1e-15, 1 - 1e-15)
-        loss = -np.log(np.where(rows.values > 0.5, chances, 1 - chances)).mean()
-        error = calibration_error(found, rows.values)
-        return f"logloss {loss:.4f}, calibration error {error:.4f}"
-    off = found - rows.values
-    return f"rmse {np.sqrt(np.square(off).mean()):.4f}, mae {np.abs(off).mean():.4f}"
-
-
 def fuse(
     fitted: Mapping[str, Fitted],
     source: Source,
@@ -605,7 +460,7 @@ def model_of(
     """A single fitted signal as :func:`fit_model` gives it: blocks, and what newcomers take."""
     fitted = {label: for_all(signal, factors, source, settings, run)}
     fused = fuse(fitted, source, None, settings, Metric("ndcg", 10), run, FitReport())
-    return fused.blocks, _newcomers(fitted, fused, source)
+    return fused.blocks, newcomers_of(fitted, fused, source)
 
 
 def _fixed(
@@ -624,7 +479,8 @@ def _fixed(
     return weights
 
 
-def _newcomers(fitted: Mapping[str, Fitted], fused: Fused, source: Source) -> Newcomers:
+def newcomers_of(fitted: Mapping[str, Fitted], fused: Fused, source: Source) -> Newcomers:
+    """What it takes to give rows to newcomers of a fused model."""
     cold_gains = fused.cold_gains or fused.weights
     signals = (
         LearnedSignal.of(
@@ -651,9 +507,9 @@ def _newcomers(fitted: Mapping[str, Fitted], fused: Fused, source: Source) -> Ne
 
 def _log(report: FitReport, metric: Metric) -> None:
     if len(report.weights) > 1:
-        logger.info(f"weights: {_listed(report.weights)}")
+        logger.info(f"weights: {listed(report.weights)}")
     if report.cold_level is not None:
-        logger.info(f"weights of cold items: {_listed(report.cold_weights)}")
+        logger.info(f"weights of cold items: {listed(report.cold_weights)}")
         for line in exposure_table(report.exposure, report.cold_level, metric):
             logger.info(line)
     if report.fused is not None:
@@ -664,5 +520,6 @@ def _log(report: FitReport, metric: Metric) -> None:
         )
 
 
-def _listed(weights: Mapping[str, float]) -> str:
+def listed(weights: Mapping[str, float]) -> str:
+    """The weights in one line, for the log."""
     return ", ".join(f"{label} {weight:.2f}" for label, weight in weights.items())

@@ -27,7 +27,7 @@ LAYERS = [
     ["fusion"],
     ["tuning", "model_settings"],
     ["fitting"],
-    ["levels"],
+    ["levels", "value_fitting"],
     ["host", "models"],
     ["cli"],
 ]

@@ -14,7 +14,7 @@ from recbole.utils import InputType, ModelType
 from recbole_llm.errors import SettingsError
 from recbole_llm.evaluation import Metric, Validation
 from recbole_llm.factors import Factors, Index
-from recbole_llm.fitting import FitReport, fit_model, fit_values
+from recbole_llm.fitting import FitReport, fit_model
 from recbole_llm.host.config import given_settings
 from recbole_llm.host.dataset import TablesDataset
 from recbole_llm.model_settings import model_keys, read_model_settings
@@ -22,6 +22,7 @@ from recbole_llm.newcomers import Newcomers, with_histories
 from recbole_llm.scoring import Scorer
 from recbole_llm.settings import Key, RunOptions
 from recbole_llm.training_data import History, TrainingData
+from recbole_llm.value_fitting import fit_values
 from recbole_llm.values import Prediction, ValueTask
 
 
