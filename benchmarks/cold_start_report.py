@@ -12,6 +12,8 @@ import cold_start
 import matplotlib as mpl
 import numpy as np
 
+from recbole_llm.fusion import draw_exposure
+
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
@@ -163,27 +165,9 @@ def exposure_plot():
         1, len(found), figsize=(4.2 * len(found), 3.6), squeeze=False, constrained_layout=True
     )
     for axis, (dataset, cell) in zip(axes[0], found.items(), strict=True):
-        curve = [point for point in cell["exposure"] if point["cold_in_all"] is not None]
-        warm, cold, every = (
-            [point[key] for point in curve] for key in ("warm_in_all", "cold_in_all", "all")
-        )
-        drawn = axis.scatter(warm, cold, c=every, cmap="viridis", s=22, zorder=3)
-        axis.plot(warm, cold, color="#bbbbbb", zorder=2)
-        chosen = min(curve, key=lambda point: abs(point["level"] - cell["cold_level"]))
-        axis.scatter(
-            chosen["warm_in_all"],
-            chosen["cold_in_all"],
-            s=130,
-            facecolors="none",
-            edgecolors="#d1495b",
-            linewidths=2,
-            label=f"auto: level {cell['cold_level']:.2f}",
-            zorder=4,
-        )
+        drawn = draw_exposure(axis, cell["exposure"], cell["cold_level"])
         axis.set_title(dataset)
         axis.set_xlabel("warm items among all, NDCG@10")
-        axis.grid(alpha=0.3)
-        axis.legend(frameon=False, fontsize=8)
         figure.colorbar(drawn, ax=axis, label="overall NDCG@10")
     axes[0][0].set_ylabel("cold items among all, NDCG@10 (validation)")
     save(figure, "cold_start-exposure")

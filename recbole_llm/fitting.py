@@ -29,7 +29,15 @@ from recbole_llm.encoders import EncoderOptions, NetworkOptions, build
 from recbole_llm.errors import DataError, SettingsError
 from recbole_llm.evaluation import Metric, Validation, evaluate
 from recbole_llm.factors import Factors, Mask, Rows, standardise
-from recbole_llm.fusion import FUSIONS, Evidence, Fused, Judged, Situation, exposure_table
+from recbole_llm.fusion import (
+    FUSIONS,
+    Evidence,
+    Fused,
+    Judged,
+    Situation,
+    exposure_table,
+    write_exposure_plot,
+)
 from recbole_llm.model_settings import ModelSettings
 from recbole_llm.newcomers import LearnedSignal, Newcomers
 from recbole_llm.settings import RunOptions, TextSettings
@@ -122,6 +130,7 @@ def fit_model(
         if len(fitted) > 1 and validation is not None:
             report.fused = evaluate(fused.blocks, validation, metric, run.device)
     _log(report, metric)
+    _plot(report, metric, settings.fusion.exposure_plot)
     return fused.blocks, report, newcomers_of(fitted, fused, source)
 
 
@@ -518,6 +527,16 @@ def _log(report: FitReport, metric: Metric) -> None:
             f"fused: {metric} {report.fused:.4f} on the validation split; "
             f"the best signal alone, {best}, has {report.signals[best]:.4f}"
         )
+
+
+def _plot(report: FitReport, metric: Metric, file: str | None) -> None:
+    if file is None:
+        return
+    if report.cold_level is None or not any(p["cold_in_all"] for p in report.exposure):
+        logger.warning("`exposure_plot`: no cold item is wanted, so that there is nothing to plot")
+        return
+    write_exposure_plot(report.exposure, report.cold_level, str(metric), file)
+    logger.info(f"cold_exposure: plotted in {file}")
 
 
 def listed(weights: Mapping[str, float]) -> str:

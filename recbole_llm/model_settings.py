@@ -8,7 +8,7 @@ from typing import Any
 
 from recbole_llm.augmentation import AugmentSettings
 from recbole_llm.errors import SettingsError, did_you_mean
-from recbole_llm.fusion import FUSIONS, parse_exposure
+from recbole_llm.fusion import FUSIONS, check_plot_file, parse_exposure
 from recbole_llm.sequence_network import SequenceShape
 from recbole_llm.settings import (
     FusionSettings,
@@ -169,6 +169,8 @@ def read_model_settings(
             + did_you_mean(fusion.fusion, FUSIONS)
         )
     parse_exposure(fusion.cold_exposure)
+    if fusion.exposure_plot is not None:
+        check_plot_file(fusion.exposure_plot)
     task = read_section(TaskSettings, given).task
     for key in ("fusion_weights", "cold_weights"):
         if task != "ranking" and getattr(fusion, key) is not None:

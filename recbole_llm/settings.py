@@ -369,6 +369,12 @@ class FusionSettings:
         "(added to a cold item's score), or a share of the top 10, such as 10%.",
         key="cold_exposure",
     )
+    exposure_plot: str | None = setting(
+        None,
+        "File (.png, .svg, .pdf) that gets the trade-off of all levels of cold_exposure; none: it "
+        "is in the log alone.",
+        key="exposure_plot",
+    )
     fusion_weights: Mapping[str, float] | None = setting(
         None,
         "What each signal counts: als:0.6,text_map:bert:0.4; one that is not named counts 0; none: "

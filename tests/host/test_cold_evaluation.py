@@ -175,3 +175,20 @@ def test_a_sequential_model_counts_the_items_before_its_rows_too(data):
 
     result = run(data, "GRU4Rec", **changes)["test_result"]
     assert {"all_ndcg@10", "known_user_ndcg@10", "coverage@10"} <= result.keys()
+
+
+def test_the_trade_off_of_cold_items_is_plotted_where_the_user_says(data, caplog):
+    pytest.importorskip("matplotlib")
+    titles = [
+        f"{kind}{n}\t{'red' if n % 2 else 'blue'} coat" for kind in "wc" for n in range(1, 16)
+    ]
+    items = "\n".join(["item_id:token\ttitle:token_seq", *titles])
+    (data / NAME / f"{NAME}.item").write_text(items + "\n")
+    small = {"signals": "als,popularity", "signal_search_trials": 0, "als_factors": 4}
+    small |= {"encoder": "lexical", "weight_trials": 5, "exposure_plot": "curve.png"}
+    run(data, "HybridFusion", **small)
+    assert (data / "curve.png").read_bytes().startswith(b"\x89PNG")
+    (data / "curve.png").unlink()
+    run(data, "HybridFusion", **small, fusion="weighted_sum")
+    assert not (data / "curve.png").exists()
+    assert "`exposure_plot`: no cold item is wanted" in caplog.text
