@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.nn.functional import normalize
 from recbole_llm.encoders.base import distinct_texts
 from recbole_llm.errors import SettingsError
 from recbole_llm.factors import Index, Table
+from recbole_llm.frozen_layers import FrozenLayers
 from recbole_llm.settings import Search, Words, setting
 
 logger = logging.getLogger(__name__)
@@ -129,7 +131,8 @@ class TextNetwork(nn.Module):
             tokens = cut["input_ids"]
         self.tokens = [np.array(text, dtype=np.int32) for text in tokens]
         self._choose_weights()
-        self.width = self.rows(np.zeros(0, dtype=np.int64)).shape[1]
+        with torch.no_grad():
+            self.width = self._through([np.zeros(1, dtype=np.int32)]).shape[1]
 
     @property
     def n_learned(self) -> tuple[int, int]:
@@ -147,11 +150,10 @@ class TextNetwork(nn.Module):
         rows = torch.zeros(len(items), self.width, device=device)
         texts = self.places[self.chosen[items] if self.training else 0, items]
         known = np.flatnonzero(texts >= 0)
-        order = known[np.argsort([len(self.tokens[text]) for text in texts[known]], kind="stable")]
-        parts = [order[start : start + _TOGETHER] for start in range(0, len(order), _TOGETHER)]
-        found = [self._encode([self.tokens[text] for text in texts[part]]) for part in parts]
+        parts = [known[part] for part in self._alike(texts[known])]
+        found = [self._encode(texts[part]) for part in parts]
         if found:
-            at = torch.from_numpy(order).to(device)
+            at = torch.from_numpy(np.concatenate(parts)).to(device)
             rows = rows.index_copy(0, at, torch.cat(found).float())
         return rows
 
@@ -159,10 +161,7 @@ class TextNetwork(nn.Module):
     def rows(self, items: Index) -> Table:
         """The rows as they are now, float32 (n, d), without dropout."""
         self.eval()
-        if not len(items):
-            blank = np.zeros(1, dtype=np.int32)
-            return self._encode([blank]).cpu().numpy()[:0]
-        starts = range(0, len(items), _ENCODED_AT_ONCE)
+        starts = range(0, max(1, len(items)), _ENCODED_AT_ONCE)
         parts = [self(items[start : start + _ENCODED_AT_ONCE]) for start in starts]
         return torch.cat(parts).cpu().numpy()
 
@@ -192,7 +191,43 @@ class TextNetwork(nn.Module):
             _set_transformer(network, _transformer(network).merge_and_unload())
         network.save(str(folder), create_model_card=False)
 
-    def _encode(self, tokens: Sequence[NDArray[np.int32]]) -> torch.Tensor:
+    def _alike(self, texts: Index) -> list[Index]:
+        """Places of texts, by batches of like length."""
+        order = np.argsort([len(self.tokens[text]) for text in texts], kind="stable")
+        return [order[start : start + _TOGETHER] for start in range(0, len(order), _TOGETHER)]
+
+    def _encode(self, texts: Index) -> torch.Tensor:
+        """Rows of some of the distinct texts, (n, d)."""
+        tokens = [self.tokens[text] for text in texts]
+        if self._frozen is None:
+            return self._through(tokens)
+        with self._frozen.kept(texts, next(self.network.parameters()).device):
+            return self._through(tokens)
+
+    @cached_property
+    def _frozen(self) -> FrozenLayers | None:
+        """The layers below those that learn, run for all texts when the first is asked for."""
+        if self.settings.finetune != "last_n":
+            return None
+        layers = _layers(self.network)
+        n_frozen = len(layers) - self.settings.last_n
+        if n_frozen < 1:
+            return None
+        is_training = self.network.training
+        self.network.eval()
+        with torch.no_grad():
+            found = FrozenLayers.of(
+                layers,
+                n_frozen,
+                [len(text) for text in self.tokens],
+                self._alike(np.arange(len(self.tokens))),
+                lambda texts: self._through([self.tokens[text] for text in texts]),
+            )
+        self.network.train(is_training)
+        return found
+
+    def _through(self, tokens: Sequence[NDArray[np.int32]]) -> torch.Tensor:
+        """The network's rows of texts, (n, d)."""
         device = next(self.network.parameters()).device
         longest = max(map(len, tokens))
         ids = np.full((len(tokens), longest), self.network.tokenizer.pad_token_id or 0)

@@ -107,3 +107,26 @@ def test_a_network_without_layers_has_no_last_ones(folder, monkeypatch):
     network[0].auto_model.encoder = torch.nn.Identity()
     with pytest.raises(SettingsError, match="the encoder has no layers; choose `finetune: full`"):
         TextNetwork(network, TEXTS, FinetuneSettings(finetune="last_n"))
+
+
+def test_frozen_layers_run_once_and_what_they_said_is_kept(folder, monkeypatch):
+    text = network_of(folder, finetune="last_n", last_n=1)
+    (layers,) = [m for m in text.modules() if isinstance(m, torch.nn.ModuleList)]
+    runs = []
+    layers[1].register_forward_hook(lambda *_: runs.append(1))
+    items = np.array([5, 0, 4, 2, 3, 1])
+    np.testing.assert_allclose(text.rows(items), encoder_of(folder).encode(TEXTS)[items], atol=1e-5)
+    assert len(runs) == 1
+    step(text)
+    tuned = text.rows(items)
+    assert len(runs) == 1
+    monkeypatch.setattr("recbole_llm.frozen_layers._MOST_BYTES", 0)
+    again = network_of(folder, finetune="last_n", last_n=1)
+    again.load_state_dict(text.state_dict())
+    np.testing.assert_allclose(again.rows(items), tuned, atol=1e-5)
+    assert again._frozen is None
+
+
+def test_where_all_layers_learn_none_is_kept(folder):
+    assert network_of(folder, finetune="last_n", last_n=3)._frozen is None
+    assert network_of(folder, finetune="full")._frozen is None
