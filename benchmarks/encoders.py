@@ -102,7 +102,12 @@ def main():
             words = statistics.mean(len(text.split()) for text in texts)
             speed = rates(texts, args.rounds, Path(folder))
             speed = {way: statistics.median(found) for way, found in speed.items()}
-            value = {way: ndcg(dataset, data_path, way, folder) for way in WAYS}
+            # The size of a batch is no part of what the rows are.
+            found = {}
+            for way, (backend, quantize, _) in WAYS.items():
+                if (backend, quantize) not in found:
+                    found[backend, quantize] = ndcg(dataset, data_path, way, folder)
+            value = {way: found[network[:2]] for way, network in WAYS.items()}
             for way in WAYS:
                 lines.append(
                     f"| {dataset} | {words:.0f} | {way} | {speed[way]:,.0f} | "

@@ -32,8 +32,8 @@ COLD = {
     "frozen, mean": ("IntentTower", [{"user_tower": "mean"}]),
     "frozen, no identities": ("IntentTower", [{"intent_tower_identities": False}]),
     "last_n": ("IntentTower", [{"finetune": "last_n", **tuned} for tuned in TUNED]),
-    "lora": ("IntentTower", [{"finetune": "lora", **tuned} for tuned in TUNED]),
-    "full": ("IntentTower", [{"finetune": "full", **TUNED[0]}]),
+    "lora": ("IntentTower", [{"finetune": "lora", **TUNED[-1], "epochs": 3}]),
+    "full": ("IntentTower", [{"finetune": "full", **TUNED[0], "epochs": 3}]),
     "LightFM": (
         "LightFM",
         [
