@@ -58,7 +58,9 @@ MODELS = {
 
 def place(args, dataset):
     """The folder of a data set that says the order alone, made where it is not there."""
-    return places.ordered(places.source_of(dataset, args.data_path), args.work / f"{dataset}-ordered")
+    source = places.source_of(dataset, args.data_path)
+    # RecBole reads its bundled ml-100k by that name, whatever `data_path` says.
+    return places.ordered(source, args.work / f"{dataset}-ordered")
 
 
 def first_text_field(folder):

@@ -1,4 +1,4 @@
-"""python -m benchmarks.compare --suite quick|full [--datasets …] [--models …] [--seeds …]
+"""``python -m benchmarks.compare --suite quick|full [--datasets …] [--models …] [--seeds …]``.
 
 Makes what is not there yet, and then the report of all that is. `--report` makes the report alone.
 """
@@ -34,7 +34,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--work", type=_path, default=ROOT / "benchmarks" / "work")
     parser.add_argument("--out", type=_path, help="folder of the results")
     parser.add_argument("--sizes", type=float, nargs="+", help="interactions of the cost curves")
-    parser.add_argument("--like", default="ml-100k", help="data set that cost curves are drawn from")
+    parser.add_argument("--like", default="ml-100k", help="data set that costs are drawn from")
     parser.add_argument("--retry_failed", action="store_true", help="make failed cells again")
     parser.add_argument("--report", action="store_true", help="the report of what is there, alone")
     args = parser.parse_args(arguments)
@@ -119,8 +119,7 @@ def cells_of(args: argparse.Namespace) -> list[tuple[Cell, int]]:
         for protocol in args.protocols
         for dataset in datasets
         for seeds in [seeds_of(args, dataset)]
-        if place < len(seeds)
-        and not (protocol == "leave_one_out" and dataset in grid.UNORDERED)
+        if place < len(seeds) and not (protocol == "leave_one_out" and dataset in grid.UNORDERED)
         for model in models
         # Ablations show what a part is worth where all is at hand.
         if model not in grid.ABLATIONS or protocol in ("random", "cold_items")

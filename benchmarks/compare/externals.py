@@ -35,7 +35,7 @@ class Scored:
 
 
 def irspack_ials(data: Any, seed: int, n_threads: int, **settings: Any) -> tuple[Any, int]:
-    """irspack's iALS++ on identities."""
+    """Irspack's iALS++ on identities."""
     from irspack import IALSRecommender
 
     fitted = IALSRecommender(

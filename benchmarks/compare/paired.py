@@ -121,7 +121,7 @@ def flip_test(table: Table, n_flips: int = N_FLIPS, seed: int = 3) -> float:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """p values corrected for their number by Holm's step-down method, in the order given."""
+    """P values corrected for their number by Holm's step-down method, in the order given."""
     order = np.argsort(values, kind="stable")
     corrected, largest = [0.0] * len(values), 0.0
     for rank, place in enumerate(order):
@@ -131,7 +131,7 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def verdict(difference: Difference, corrected: float) -> str:
-    """`win`, `loss` or `open`; a win needs its interval and the corrected test, a loss the first."""
+    """`win`, `loss` or `open`: a win needs its interval and the test, a loss its interval."""
     if difference.high < 0:
         return "loss"
     return "win" if difference.low > 0 and corrected < LEVEL else "open"
