@@ -42,7 +42,6 @@ def irspack_ials(data: Any, seed: int, n_threads: int, **settings: Any) -> tuple
         data.binary.tocsr(),
         random_seed=seed,
         n_threads=n_threads,
-        nu_star=None,
         **settings,
     ).learn()
     dims = settings["n_components"]
@@ -77,7 +76,7 @@ def rectools_als(data: Any, seed: int, n_threads: int, **settings: Any) -> tuple
     ).fit(dataset)
     tables = []
     for found, ids, size in zip(
-        model.get_vectors(dataset),
+        model.get_vectors(),
         (dataset.user_id_map, dataset.item_id_map),
         data.binary.shape,
         strict=True,

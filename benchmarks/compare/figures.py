@@ -29,6 +29,8 @@ PHASE_COLOURS = dict(zip(PHASES, ("#888888", "#edae49", "#1b6ca8", "#d1495b"), s
 #: What the plot by warmth shows, where it is there.
 LINES = (grid.OURS, "ALS", "EASE", "LightFM", "LightGCN", "TextIntent", "popularity")
 _WIDTH = 4.4
+# Pixels that a name takes at most.
+_LABEL = (90, 12)
 
 
 def draw(collected: Collected, folder: Path) -> list[str]:
@@ -113,13 +115,13 @@ def quality_by_cost(collected: Collected, keys: list[Key]) -> Any:
             axis.plot(spent, value, MARKERS[kind], color=KINDS[kind], markersize=6)
             points.append((spent, value, name))
         axis.set_xscale("log")
+        axis.margins(x=0.25, y=0.15)
         _label_points(axis, points)
         axis.set_title(key[1], fontsize=10)
         axis.set_xlabel("seconds of tuning, all fits", fontsize=8)
         axis.set_ylabel("test NDCG@10", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3)
-        axis.margins(x=0.25, y=0.1)
     handles = [
         mpl.lines.Line2D([], [], color=KINDS[k], marker=MARKERS[k], linestyle="", label=label)
         for k, label in (("classic", "interactions alone"), ("text", "with text"), ("ours", "ours"))
@@ -129,16 +131,18 @@ def quality_by_cost(collected: Collected, keys: list[Key]) -> Any:
 
 
 def _label_points(axis: Any, points: list[tuple[float, float, str]]) -> None:
-    """Names beside the points, moved apart where they would lie on each other."""
-    low, high = axis.get_ylim()
-    gap = (high - low) * 0.045
-    last = -math.inf
+    """Names beside the points, moved up where they would lie on each other."""
+    to_pixels = axis.transData
+    placed: list[tuple[float, float]] = []
     for spent, value, name in sorted(points, key=lambda point: point[1]):
-        last = max(value, last + gap)
+        x, y = to_pixels.transform((spent, value))
+        while any(abs(x - a) < _LABEL[0] and abs(y - b) < _LABEL[1] for a, b in placed):
+            y += 1
+        placed.append((x, y))
         axis.annotate(
             name,
             (spent, value),
-            xytext=(1.12 * spent, last),
+            xytext=to_pixels.inverted().transform((x + 8, y)),
             fontsize=7,
             va="center",
             arrowprops={"arrowstyle": "-", "color": "#bbbbbb", "linewidth": 0.5},
