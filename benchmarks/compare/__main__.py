@@ -8,12 +8,22 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.compare import costs, grid, report
-from benchmarks.compare.cells import ROOT, Bench, Budget, Cell, CompareError, Results, fill
+from benchmarks.compare.cells import (
+    ROOT,
+    Bench,
+    Budget,
+    Cell,
+    CompareError,
+    Results,
+    fill,
+    signal_cache,
+)
 from benchmarks.compare.data import Place
 
 PARTS = ("models", "ablations", "costs")
@@ -148,6 +158,7 @@ def make_cells(args: argparse.Namespace, cells: Iterable[tuple[Cell, int]]) -> N
         if there is None or ("failed" in there and args.retry_failed):
             waiting.append((cell, first))
     for number, (cell, first) in enumerate(waiting, 1):
+        following = waiting[number][0] if number < len(waiting) else None
         facts = fill(bench, cell, first)
         came = facts.get("failed")
         if came is None:
@@ -155,6 +166,9 @@ def make_cells(args: argparse.Namespace, cells: Iterable[tuple[Cell, int]]) -> N
             came = f"{part} ndcg@10 {facts['test'].get(f'{part}_ndcg@10', float('nan')):.4f}"
         seconds = facts["wall_seconds"]
         print(f"{number} of {len(waiting)}: {cell}: {came} [{seconds:.0f}s]", flush=True)
+        cache = signal_cache(args.work, cell)
+        if following is None or signal_cache(args.work, following) != cache:
+            shutil.rmtree(cache, ignore_errors=True)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -194,6 +194,9 @@ class Bench:
             values["test_history"] = "train"
         if name in ("HybridFusion", "TextIntent", "IntentTower"):
             values["embedding_cache"] = self.work / "embeddings"
+        if entry.kind == "ablation":
+            # They differ in few signals, and their seconds are not reported.
+            values["signal_cache"] = signal_cache(self.work, cell)
         if protocol.cold and knows_cold(cell.model):
             values |= {"cold_eval": True, "valid_metric": f"{protocol.slice_name}_NDCG@10"}
         values |= {**entry.fixed, **settings}
@@ -210,6 +213,11 @@ class Bench:
             raise FitFailed(f"cut off after {(seconds + _GRACE) / 60:.0f} minutes") from None
         except RuntimeError as error:
             raise FitFailed(last_line(str(error))) from None
+
+
+def signal_cache(work: Path, cell: Cell) -> Path:
+    """Where the ablations of a split share their signals; some of them are wide."""
+    return work / "signals" / f"{cell.dataset}-{cell.protocol}-{cell.seed}"
 
 
 def last_line(text: str) -> str:

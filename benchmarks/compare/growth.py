@@ -1,9 +1,9 @@
 """Data of any size that keep the power laws of a real set, text included.
 
 A user is a copy of a real one, and an item too: as many copies of each as the size asks for. The
-copy of a user has copies of the real user's items, each drawn from the item's copies. So activity
-and popularity are distributed as in the real set, what goes together still does, and both grow in
-proportion to the interactions.
+copy of a user has copies of the real user's items, which are dealt out evenly among the item's
+copies. So activity and popularity are distributed as in the real set, what goes together still does,
+and both grow in proportion to the interactions.
 """
 
 from __future__ import annotations
@@ -67,9 +67,18 @@ def grow(real: Real, n_interactions: int, seed: int) -> tuple[np.ndarray, np.nda
     first = np.searchsorted(items[by_item], np.arange(n_real_items + 1))
     n_copies = np.diff(first)[old_items]
     kept = n_copies > 0  # a set that shrinks loses items
-    drawn = (rng.random(kept.sum()) * n_copies[kept]).astype(np.int64)
-    new_items = by_item[first[old_items[kept]] + drawn]
-    return new_users[kept], new_items, _texts(real.texts, items, rng)
+    new_users, old_items = new_users[kept], old_items[kept]
+    dealt = _dealt(old_items, rng) % n_copies[kept]
+    return new_users, by_item[first[old_items] + dealt], _texts(real.texts, items, rng)
+
+
+def _dealt(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Each row's place among those of its group, in a random order."""
+    order = np.lexsort((rng.random(len(groups)), groups))
+    ordered = groups[order]
+    places = np.empty(len(groups), dtype=np.int64)
+    places[order] = np.arange(len(groups)) - np.searchsorted(ordered, ordered)
+    return places
 
 
 def _copies(n_real: int, n_wanted: int, rng: np.random.Generator) -> np.ndarray:
