@@ -197,7 +197,8 @@ class Bench:
         if entry.kind == "ablation":
             # They differ in few signals, and their seconds are not reported.
             values["signal_cache"] = signal_cache(self.work, cell)
-        if protocol.cold and knows_cold(cell.model):
+        # HybridFusion weighs cold items by themselves, whatever it is validated by.
+        if protocol.cold and knows_cold(cell.model) and name != grid.OURS:
             values |= {"cold_eval": True, "valid_metric": f"{protocol.slice_name}_NDCG@10"}
         values |= {**entry.fixed, **settings}
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
@@ -252,8 +253,8 @@ def n_fits(cell: Cell, budget: Budget) -> int:
         return budget.fits
     if not entry.space:
         return 1
-    slow = entry.is_slow and cell.dataset in grid.LARGE and entry.kind == "classic"
-    return min(budget.fits, grid.FEW_FITS) if slow and cell.model != "BPR" else budget.fits
+    is_slow = entry.is_slow and cell.dataset in grid.LARGE
+    return min(budget.fits, grid.FEW_FITS) if is_slow else budget.fits
 
 
 def fill(bench: Bench, cell: Cell, first_seed: int) -> dict[str, Any]:

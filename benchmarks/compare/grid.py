@@ -105,7 +105,6 @@ MODELS: dict[str, Peer] = {
         "BPR",
         space={"learning_rate": _real(1e-4, 1e-2), "embedding_size": _of(64, 128, 256)},
         starts=({"learning_rate": 1e-3, "embedding_size": 64},),
-        is_slow=True,
     ),
     "LightGCN": Peer(
         "LightGCN",
@@ -172,7 +171,6 @@ MODELS: dict[str, Peer] = {
         space={"learning_rate": _real(5e-4, 2e-2), **_TOWER},
         starts=(_TOWER_START,),
         kind="ours",
-        is_slow=True,
     ),
 }
 

@@ -2,8 +2,8 @@
 
 A user is a copy of a real one, and an item too: as many copies of each as the size asks for. The
 copy of a user has copies of the real user's items, which are dealt out evenly among the item's
-copies. So activity and popularity are distributed as in the real set, what goes together still does,
-and both grow in proportion to the interactions.
+copies. So activity and popularity are distributed as in the real set, what goes together still
+does, and both grow in proportion to the interactions.
 """
 
 from __future__ import annotations
