@@ -8,18 +8,19 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
 import yaml
-from recbole.config import Config
 
 
 def source_of(dataset, data_path):
-    """The folder of a data set: below `data_path`, else RecBole's own."""
+    """The folder of a data set: below `data_path`, else the one that comes with RecBole."""
     if data_path and (data_path / dataset).is_dir():
         return data_path / dataset
-    return Path(Config("Pop", dataset)["data_path"])
+    # Not by its Config, which reads the command line.
+    return Path(find_spec("recbole").submodule_search_locations[0]) / "dataset_example" / dataset
 
 
 @contextmanager

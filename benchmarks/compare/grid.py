@@ -192,9 +192,9 @@ ABLATIONS: dict[str, Mapping[str, Any]] = {
     # Of a copy of the data.
     "texts shuffled over items": {},
     "flat weights instead of the gate": {"fusion": "weighted_sum"},
-    # These two keep nothing of what was found.
+    # With ALS as it comes, not as it was found.
     "no signal search": _NO_SEARCH,
-    "untuned weights": {"fusion": "weighted_sum", "weight_trials": 0},
+    "untuned weights": {"weight_trials": 0},
 }
 SHUFFLED = "texts shuffled over items"
 UNSEARCHED = "no signal search"
