@@ -424,6 +424,39 @@ def test_a_real_cell(tmp_path):
     assert (np.diff(users) > 0).all()
 
 
+# Costs
+
+
+def cost_cell(size, power=1.0):
+    times = size / 1e5
+    phases = {"load": 2.0 * times**power, "signals": 10.0 * times, "tune": 1.0, "encode": 3 * times}
+    return {
+        **{"costs": "tables", "like": "ml-100k", "size": size, "base_mb": 400.0},
+        "seconds": phases,
+        "peak_mb": {name: 400 + 100 * times for name in phases},
+        "total_seconds": sum(phases.values()),
+        **{"n_interactions": size, "n_users": int(900 * times), "n_items": int(1600 * times)},
+        **{"texts": {"encoded": int(1600 * times), "cached": 0}, "table_bytes": 10**7 * times},
+        "ranking": {"seconds": times, "users": 900},
+        "scoring": [{"dimensions": 64, "users": 900, "ours": 95.0, "implicit": 100.0}],
+    }
+
+
+def test_exponents_are_those_of_the_costs(tmp_path):
+    results = cells.Results(tmp_path / "out")
+    for size in (100_000, 300_000, 1_000_000, 3_000_000):
+        results.write(f"costs-tables-ml-100k-{size}", cost_cell(size, power=1.5))
+    results.write("costs-item_item-ml-100k-9", {"costs": "item_item", "size": 9, "failed": "full"})
+    lines = report.text_of(Collected.read(tmp_path / "out"), tmp_path / "out", tmp_path / "out")
+    (fitted,) = (line for line in lines.splitlines() if line.startswith("| exponent |  |  |"))
+    found = [cell.strip() for cell in fitted.split("|")]
+    assert found[4:8] == ["1.50", "1.00", "1.00", "0.00"]  # load, encode, signals, tune
+    assert found[9:13] == ["1.00"] * 4
+    assert "| of the larger half |" in lines
+    assert "| 48,000 | 64 | 95 | 100 | 0.95 |" in lines
+    assert "costs, item_item: full (9 interactions)" in lines
+
+
 # What is committed
 
 COMMITTED = ROOT / "benchmarks" / "results" / grid.SUITES["full"].folder

@@ -444,14 +444,25 @@ def _sizes(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         ]
         for cell in cells
     ]
-    sizes = [cell["n_interactions"] for cell in cells]
-    fitted = {
-        kind: [_power(exponent(sizes, [phase_of(c, p, kind) for c in cells])) for p in phases]
-        for kind in ("seconds", "memory")
-    }
-    whole = _power(exponent(sizes, [cell["total_seconds"] for cell in cells]))
-    rows.append(["exponent", "", "", *fitted["seconds"], whole, *fitted["memory"]])
+    for label, part in _ranges(cells):
+        sizes = [cell["n_interactions"] for cell in part]
+        powers = [
+            [
+                _power(exponent(sizes, [phase_of(cell, phase, kind) for cell in part]))
+                for phase in phases
+            ]
+            for kind in ("seconds", "memory")
+        ]
+        whole = _power(exponent(sizes, [cell["total_seconds"] for cell in part]))
+        rows.append([label, "", "", *powers[0], whole, *powers[1]])
     yield from table(head, rows)
+
+
+def _ranges(cells: Sequence[Any]) -> Iterator[tuple[str, Sequence[Any]]]:
+    """What exponents are fitted to: all sizes, and the larger ones, where no constant helps."""
+    yield "exponent", cells
+    if len(cells) > 3:
+        yield "of the larger half", cells[len(cells) // 2 :]
 
 
 def _power(value: float) -> str:
@@ -487,6 +498,7 @@ def _far(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if len(cells) < 2:
         return
     last = cells[-1]
+    *_, (_, cells) = _ranges(cells)
     sizes = [cell["n_interactions"] for cell in cells]
     rows = []
     for size in _FAR:
