@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.compare import grid, paired
 from benchmarks.compare.cells import FORMAT, Cell, CompareError, Results, read_json
+from benchmarks.compare.costs import VARIANTS
 
 Key = tuple[str, str]
 
@@ -73,7 +74,7 @@ class Collected:
             for protocol in grid.PROTOCOLS
             for dataset in _in_order(d for p, d in cells if p == protocol)
         }
-        costs.sort(key=lambda cell: (cell["costs"], cell["size"]))
+        costs.sort(key=lambda cell: ([*VARIANTS].index(cell["costs"]), cell["size"]))
         return cls(results, version, ordered, failed, costs, len(found) - len(mine))
 
     def models(self, key: Key) -> Mapping[str, Mapping[int, dict[str, Any]]]:

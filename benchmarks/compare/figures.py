@@ -203,7 +203,7 @@ def sizes(costs: list[Mapping[str, Any]]) -> Any:
             axis.set_yscale("log")
             axis.set_xlabel("interactions", fontsize=8)
             axis.set_ylabel("seconds" if kind == "seconds" else "peak MB above imports", fontsize=8)
-            axis.tick_params(labelsize=8)
+            axis.tick_params(labelsize=8, which="both")
             axis.grid(alpha=0.3, which="both", linewidth=0.4)
             axis.legend(frameon=False, fontsize=7)
         title = "without item-item" if variant == "tables" else "item-item alone"
