@@ -361,6 +361,7 @@ def test_every_peer_starts_from_settings_of_its_space():
         (("--datasets", "ml-100"), "did you mean `ml-100k`?"),
         (("--data_path", "/nowhere/at/all"), "there is no folder /nowhere/at/all"),
         (("--budget", "-1"), "`budget` must be above 0, got -1"),
+        (("--sizes", "10"), "`sizes` must be at least 1,000, got 10"),
         (("--report",), "there is no result in out"),
     ],
 )
@@ -377,6 +378,13 @@ def test_a_file_that_is_no_cell_is_named(tmp_path, fake_fits, capsys):
     (out / "ml-100k-random-1-itemknn.json").write_text("{")
     assert main(arguments(tmp_path, *MODELS)) == 2
     assert "ml-100k-random-1-itemknn.json cannot be read" in capsys.readouterr().err
+
+
+def test_users_values_that_are_lost_are_named(tmp_path, fake_fits, capsys):
+    assert main(arguments(tmp_path, *MODELS)) == 0
+    (tmp_path / "out" / "ml-100k-random-2-itemknn.npz").unlink()
+    assert main([*arguments(tmp_path), "--report"]) == 2
+    assert "ml-100k-random-2-itemknn.npz" in capsys.readouterr().err
 
 
 def test_cells_of_another_budget_are_not_taken_for_this_one(tmp_path, fake_fits, capsys):

@@ -27,6 +27,8 @@ from benchmarks.compare.cells import (
 from benchmarks.compare.data import Place
 
 PARTS = ("models", "ablations", "costs")
+# Interactions; of fewer a data set has too few items to rank.
+_SMALLEST = 1000
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -80,6 +82,8 @@ def check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value <= 0:
             raise CompareError(f"`{name}` must be above 0, got {value:g}")
+    if min(args.sizes) < _SMALLEST:
+        raise CompareError(f"`sizes` must be at least {_SMALLEST:,}, got {min(args.sizes):,}")
     if "costs" in args.parts and place.missing(args.like):
         raise CompareError(f"`like`: {place.missing(args.like)}")
 

@@ -125,9 +125,19 @@ class Results:
                 part.rename(part.with_name(f"{part.stem}.{label}{part.suffix}"))
 
     def per_user(self, stem: str, part: str) -> tuple[np.ndarray, np.ndarray]:
-        """The test users of a slice and their NDCG@10."""
-        with np.load(self.folder / f"{stem}.npz") as tables:
-            return tables[f"{part}_users"], tables[f"{part}_ndcg"] / 1e4
+        """The test users of a slice and their NDCG@10.
+
+        Raises:
+            CompareError: the file is not there, or is another one.
+        """
+        try:
+            with np.load(self.folder / f"{stem}.npz") as tables:
+                return tables[f"{part}_users"], tables[f"{part}_ndcg"] / 1e4
+        except (OSError, KeyError, ValueError) as error:
+            raise CompareError(
+                f"{stem}.npz, the users' values of a cell, cannot be read; remove {stem}.json and "
+                "make it again"
+            ) from error
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -23,7 +23,8 @@ TITLES = {
 }
 _RULES = (
     "HybridFusion's fits are all that it trains: settings of its ALS, searched within one run, and "
-    "one each of LightFM, the item-item ridge and two text maps; weighing is in its time",
+    "one each of LightFM, the item-item ridge and two text maps; weighing is in its time, and "
+    "where more than 5 % of the items are cold one more fit of each, as if others were",
     "one evaluator for all: full ranking, seen items masked, ties broken by a seeded order",
     "differences are HybridFusion's NDCG@10 less the other's, paired over seeds and users: 95 % "
     "bootstrap intervals (seeds and users drawn), p of a sign-flip test, Holm's correction over "
@@ -44,8 +45,13 @@ def write(folder: Path) -> list[str]:
     Returns:
         What to say.
     """
-    from benchmarks.compare import figures  # matplotlib is for the report alone
-
+    try:
+        from benchmarks.compare import figures
+    except ImportError as error:
+        raise CompareError(
+            "the report's figures need `matplotlib`; run `pip install -e .[benchmark]`, and "
+            "then the same command with --report"
+        ) from error
     collected = Collected.read(folder)
     is_main = folder == ROOT / "benchmarks" / "results" / grid.SUITES["full"].folder
     target = ROOT / "benchmarks" / "REPORT.md" if is_main else folder / "REPORT.md"
