@@ -94,6 +94,7 @@ def forest(collected: Collected, keys: list[Key]) -> Any:
             axis.plot(difference.mean, row, "o", color=COLOURS[word], markersize=5)
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set_yticks(range(len(names)), names, fontsize=8)
+        axis.set_ylim(-0.6, len(names) - 0.4)
         axis.set_title(key[1], fontsize=10)
         axis.set_xlabel("HybridFusion ahead in NDCG@10", fontsize=8)
         axis.tick_params(axis="x", labelsize=8)

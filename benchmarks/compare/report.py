@@ -399,8 +399,10 @@ def _ablations(collected: Collected) -> Iterator[str]:
     for key in keys:
         yield f"### {key[1]}, {key[0].replace('_', ' ')}"
         yield ""
-        ours = mean_ndcg(collected, key, grid.OURS) if grid.OURS in collected.cells[key] else None
-        rows: list[list[Any]] = [["**HybridFusion**", "", ours, "", "", ""]]
+        rows: list[list[Any]] = []
+        if ours := collected.cells[key].get(grid.OURS):
+            value = mean_ndcg(collected, key, grid.OURS)
+            rows.append([_label(grid.OURS), len(ours), value, "", "", ""])
         names = [*collected.ablations(key)]
         names += ["popularity"] if "popularity" in collected.cells[key] else []
         for name in names:
@@ -567,7 +569,7 @@ def _holes(collected: Collected) -> Iterator[str]:
     ]
     yield from ("## Holes", "")
     if not failed and not cut and not collected.others:
-        yield from ("None: every cell came to its end.", "")
+        yield "None: every cell came to its end."
     reasons: dict[tuple[str, str], list[str]] = {}
     for cell in failed:
         where = cell.get("model") or f"costs, {cell['costs']}"
