@@ -80,7 +80,7 @@ def compare(table: Table, level: float) -> Difference:
     return Difference(mean, low, high, flip_test(table), relative, *table.shape)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=3)
 def _draws(n: int, n_draws: int, seed: int) -> Table:
     """How often each of n is drawn, with replacement, (n_draws, n)."""
     rng = np.random.default_rng(seed)
@@ -102,21 +102,26 @@ def interval(table: Table, n_draws: int = N_BOOTSTRAP) -> tuple[float, float]:
     return float(low), float(high)
 
 
+@lru_cache(maxsize=1)
+def _signs(n: int, n_flips: int, seed: int) -> NDArray[np.int8]:
+    """Which of n are flipped, 0 or 1, (n_flips, n)."""
+    return np.random.default_rng(seed).integers(0, 2, size=(n_flips, n), dtype=np.int8)
+
+
 def flip_test(table: Table, n_flips: int = N_FLIPS, seed: int = 3) -> float:
     """Two-sided p of the paired permutation test: signs of a user's differences are flipped.
 
     Monte Carlo; what was seen counts as one of the flips, so that p is never 0.
     """
     of_users = np.nansum(table, axis=0)
-    seen = abs(of_users.sum())
-    rng = np.random.default_rng(seed)
+    flipped = _signs(len(of_users), n_flips, seed)
     sums = np.zeros(n_flips)
     for start in range(0, len(of_users), _STEP):
-        part = of_users[start : start + _STEP]
-        signs = rng.integers(0, 2, size=(n_flips, len(part)), dtype=np.int8)
-        sums += 2.0 * (signs @ part) - part.sum()
+        part = slice(start, start + _STEP)
+        sums += flipped[:, part] @ of_users[part]
+    sums = of_users.sum() - 2 * sums
     # Sums of the same numbers in another order differ in the last digits.
-    as_far = np.abs(sums) >= seen * (1 - 1e-9)
+    as_far = np.abs(sums) >= abs(of_users.sum()) * (1 - 1e-9)
     return float((1 + as_far.sum()) / (1 + n_flips))
 
 
