@@ -14,7 +14,7 @@ from benchmarks.compare import grid
 from benchmarks.compare.collected import Collected, Key, mean_ndcg, mean_of
 from benchmarks.compare.costs import PHASES
 from benchmarks.compare.measure import EDGES
-from benchmarks.compare.report import phase_of
+from benchmarks.compare.report_costs import phase_of
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
