@@ -270,10 +270,10 @@ SUITES = {
         "compare-quick",
         ("ml-100k", "amazon-scientific"),
         (OURS, "Pop", "popularity", "ItemKNN", "EASE", "ALS", "LightFM", "TextIntent"),
-        ("without text", "texts shuffled over items", "flat weights instead of the gate"),
+        ("without text",),
         1,
         3,
-        3.0,
+        6.0,
         (100_000, 300_000),
     ),
     "full": Suite(
