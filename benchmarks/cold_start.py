@@ -9,15 +9,12 @@ file in benchmarks/results/cold_start/, so that a stopped benchmark goes on with
 
 import argparse
 import json
-import shutil
-import subprocess
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import command
-import pandas as pd
+import places
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "cold_start"
@@ -89,27 +86,13 @@ def cell_file(dataset, seed, name):
 
 def make_split(args, dataset, seed, cold):
     """The folder of a cold split, made where it is not there."""
-    folder = args.work / "splits" / f"{dataset}-cold-{cold}-{seed}"
-    if not folder.is_dir():
-        arguments = ["split", "--dataset", dataset, "--seed", str(seed), "--cold", cold]
-        arguments += ["--data_path", str(args.data_path)] if args.data_path else []
-        arguments += ["--out", str(folder.parent)]
-        program = Path(sys.executable).with_name("recbole-llm")
-        subprocess.run([program, *arguments], check=True, capture_output=True)
-    return folder
+    return places.cold_split(dataset, args.data_path, args.work / "splits", seed, cold)
 
 
 def split(args, dataset, seed):
     """The cold split, and its copy whose items have each other's texts."""
     folder = make_split(args, dataset, seed, "items")
-    name = folder.name
-    shuffled = args.work / "shuffled" / name
-    if not shuffled.is_dir():
-        shutil.copytree(folder, shuffled)
-        items = pd.read_csv(shuffled / f"{name}.item", sep="\t", dtype=str, keep_default_na=False)
-        texts = items.iloc[:, 1:].sample(frac=1, random_state=seed).to_numpy()
-        items.iloc[:, 1:] = texts
-        items.to_csv(shuffled / f"{name}.item", sep="\t", index=False)
+    places.shuffled(folder, args.work / "shuffled" / folder.name, seed)
 
 
 def run_once(args, dataset, seed, name, settings, folder):

@@ -14,16 +14,13 @@ import argparse
 import itertools
 import json
 import random
-import shutil
 import statistics
 import tempfile
 from pathlib import Path
 
 import command
 import numpy as np
-import pandas as pd
-import yaml
-from recbole.config import Config
+import places
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "sequence"
@@ -61,32 +58,9 @@ MODELS = {
 
 def place(args, dataset):
     """The folder of a data set that says the order alone, made where it is not there."""
-    folder = args.work / dataset
-    if folder.is_dir():
-        return folder
-    source = Path(
-        args.data_path / dataset
-        if args.data_path and (args.data_path / dataset).is_dir()
-        else Config("Pop", dataset)["data_path"]
-    )
-    own = source / f"{dataset}.yaml"
-    settings = yaml.safe_load(own.read_text()) if own.is_file() else {}
-    rows = pd.read_csv(source / f"{dataset}.inter", sep="\t", dtype=str, keep_default_na=False)
-    rows.columns = [column.partition(":")[0] for column in rows.columns]
-    order = rows[settings.get("TIME_FIELD", "timestamp")].astype(float)
-    rows = rows.assign(order=order).sort_values("order", kind="stable")
-    rows = rows.drop_duplicates(["user_id", "item_id"]).assign(order=lambda part: range(len(part)))
-    unfinished = Path(tempfile.mkdtemp(dir=args.work))
-    head = ["user_id:token", "item_id:token", "order:float"]
-    rows[["user_id", "item_id", "order"]].to_csv(
-        unfinished / f"{dataset}.inter", sep="\t", index=False, header=head
-    )
-    shutil.copy(source / f"{dataset}.item", unfinished)
-    kept = {name: settings[name] for name in ("item_text_fields",) if name in settings}
-    kept |= {"load_col": {"inter": ["user_id", "item_id", "order"]}, "TIME_FIELD": "order"}
-    (unfinished / f"{dataset}.yaml").write_text(yaml.safe_dump(kept))
-    unfinished.rename(folder)
-    return folder
+    source = places.source_of(dataset, args.data_path)
+    # RecBole reads its bundled ml-100k by that name, whatever `data_path` says.
+    return places.ordered(source, args.work / f"{dataset}-ordered")
 
 
 def first_text_field(folder):

@@ -1,0 +1,76 @@
+"""Encoders that stand in for BERT in ablations; `fit` alone knows them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from recbole_llm import encoders
+from recbole_llm.encoders import EncoderOptions
+
+#: As wide as MiniLM's rows.
+DIMENSIONS = 384
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """Rows that depend on the text alone.
+
+    Attributes:
+        name: as in the setting `encoder`.
+        rows_of: the rows of texts that are not blank.
+        options: how the run goes.
+    """
+
+    name: str
+    rows_of: Callable[[Sequence[str]], np.ndarray]
+    options: EncoderOptions
+    contextual = True
+
+    def fingerprint(self) -> str:
+        """Of the kind; there is nothing else."""
+        return hashlib.sha256(f"compare {self.name} 1".encode()).hexdigest()
+
+    def fit(self, texts: Sequence[str]) -> StandIn:
+        """There is nothing to learn."""
+        return self
+
+    def reads(self, text: str) -> str:
+        """All of it."""
+        return text
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit rows, float32 (n, `DIMENSIONS`)."""
+        rows = np.zeros((len(texts), DIMENSIONS), dtype=np.float32)
+        told = [place for place, text in enumerate(texts) if text.strip()]
+        if told:
+            rows[told] = self.rows_of([texts[place] for place in told])
+        length = np.linalg.norm(rows, axis=1, keepdims=True)
+        return np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
+
+
+def noise(texts: Sequence[str]) -> np.ndarray:
+    """A random row for each text, the same for the same text."""
+    seeds = (int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") for text in texts)
+    return np.array(
+        [np.random.default_rng(seed).standard_normal(DIMENSIONS) for seed in seeds],
+        dtype=np.float32,
+    )
+
+
+def hashed(texts: Sequence[str]) -> np.ndarray:
+    """Words and pairs of words, hashed to as many columns."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    return HashingVectorizer(n_features=DIMENSIONS, ngram_range=(1, 2)).transform(texts).toarray()
+
+
+def register_all() -> None:
+    """Make `encoder: noise` and `encoder: hashing` known in this process."""
+    for name, rows_of in (("noise", noise), ("hashing", hashed)):
+        encoders.register(
+            name, lambda argument, options, name=name, of=rows_of: StandIn(name, of, options)
+        )
