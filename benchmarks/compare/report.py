@@ -296,9 +296,7 @@ def _fits(runs: Mapping[int, Mapping[str, Any]]) -> str:
         inner = max(0, cell["budget"]["fits"] - entry.n_own)
         return f"{inner + entry.n_own} in one run" if inner else f"{entry.n_own + 1} in one run"
     ended = [fit for fit in cell["fits"] if "failed" not in fit]
-    cut = sum(
-        bool(fit.get("was_cut")) or "failed" in fit for run in runs.values() for fit in run["fits"]
-    )
+    cut = sum(_is_cut(fit) for run in runs.values() for fit in run["fits"])
     text = f"{len(ended)} of {cell['wanted_fits']}"
     return f"{text}, {cut} cut off" if cut else text
 
