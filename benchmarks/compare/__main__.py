@@ -34,7 +34,7 @@ _SMALLEST = 1000
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options; what they leave open is the suite's."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare")
-    parser.add_argument("--suite", choices=grid.SUITES, default="quick")
+    parser.add_argument("--suite", choices=grid.SUITES, help="default: quick; of --report: full")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--datasets", nargs="+", help="names; default: the suite's that are there")
     parser.add_argument("--models", nargs="+", help="of the table, and ablations")
@@ -50,6 +50,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--retry_failed", action="store_true", help="make failed cells again")
     parser.add_argument("--report", action="store_true", help="the report of what is there, alone")
     args = parser.parse_args(arguments)
+    args.suite = args.suite or ("full" if args.report else "quick")
     suite = grid.SUITES[args.suite]
     args.out = args.out or ROOT / "benchmarks" / "results" / suite.folder
     args.sizes = [int(size) for size in args.sizes or suite.sizes]
