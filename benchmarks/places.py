@@ -37,6 +37,13 @@ def own_settings(source):
     return (yaml.safe_load(own.read_text()) or {}) if own.is_file() else {}
 
 
+def read_atomic(file):
+    """One of RecBole's files as text, its columns by their names without types."""
+    rows = pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False)
+    rows.columns = [column.partition(":")[0] for column in rows.columns]
+    return rows
+
+
 def ordered(source, folder):
     """A copy that says the order alone: each pair once, the first one, and the rank of its time.
 
@@ -45,8 +52,7 @@ def ordered(source, folder):
     if folder.is_dir():
         return folder
     settings = own_settings(source)
-    rows = pd.read_csv(source / f"{source.name}.inter", sep="\t", dtype=str, keep_default_na=False)
-    rows.columns = [column.partition(":")[0] for column in rows.columns]
+    rows = read_atomic(source / f"{source.name}.inter")
     order = rows[settings.get("TIME_FIELD", "timestamp")].astype(float)
     rows = rows.assign(order=order).sort_values("order", kind="stable")
     rows = rows.drop_duplicates(["user_id", "item_id"]).assign(order=lambda part: range(len(part)))

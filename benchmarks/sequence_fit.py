@@ -15,14 +15,11 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from recbole.utils import get_model, get_trainer, init_seed
+from timed_training import fit_within
 
 from recbole_llm.cli import parse_arguments
 from recbole_llm.host.config import prepare
 from recbole_llm.host.run import load_parts, read_config
-
-
-class OutOfTime(Exception):
-    """The cell's time is over: the best epoch so far counts."""
 
 
 def histories(dataset, folder, name):
@@ -104,18 +101,7 @@ def main():
     init_seed(config["seed"], config["reproducibility"])
     model = get_model(config["model"])(config, train._dataset).to(config["device"])
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-    epochs = []
-
-    def after_epoch(epoch, score):
-        epochs.append([perf_counter() - started, float(score)])
-        if perf_counter() - started > seconds:
-            raise OutOfTime
-
-    was_cut = False
-    try:
-        trainer.fit(train, valid, saved=True, show_progress=False, callback_fn=after_epoch)
-    except OutOfTime:
-        was_cut = True
+    epochs, was_cut = fit_within(trainer, train, valid, started, seconds)
     fitted = perf_counter() - started
     trainer.evaluate(valid, load_best_model=True, show_progress=False)
     model.eval()

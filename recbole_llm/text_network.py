@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.functional import normalize
 
-from recbole_llm.encoders.base import distinct_texts
+from recbole_llm.encoders.base import distinct_texts, transformer_slot
 from recbole_llm.errors import SettingsError
 from recbole_llm.factors import Index, Table
 from recbole_llm.frozen_layers import FrozenLayers
@@ -110,7 +110,7 @@ class TextNetwork(nn.Module):
         super().__init__()
         self.settings = settings
         self.network = network
-        if not _is_transformer(network):
+        if transformer_slot(network) is None:
             raise SettingsError(
                 f"`finetune: {settings.finetune}` trains a transformer, and the encoder is a "
                 f"{type(network[0]).__name__}; use `finetune: frozen`, or another encoder"
@@ -290,20 +290,11 @@ class TextNetwork(nn.Module):
 
 
 def _transformer(network: Any) -> Any:
-    return network[0]._modules[_name(network)]
+    return network[0]._modules[transformer_slot(network)]
 
 
 def _set_transformer(network: Any, transformer: nn.Module) -> None:
-    network[0]._modules[_name(network)] = transformer
-
-
-def _is_transformer(network: Any) -> bool:
-    return _name(network) in network[0]._modules
-
-
-def _name(network: Any) -> str:
-    """What sentence-transformers calls the model: `auto_model` up to release 5, then `model`."""
-    return "auto_model" if "auto_model" in network[0]._modules else "model"
+    network[0]._modules[transformer_slot(network)] = transformer
 
 
 def _layers(network: nn.Module) -> nn.ModuleList:

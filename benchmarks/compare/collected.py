@@ -146,6 +146,11 @@ def _in_order(datasets: Iterator[str]) -> list[str]:
     return [d for d in grid.DATASETS if d in there] + sorted(there - grid.DATASETS.keys())
 
 
+def first_seed(runs: Mapping[int, Any]) -> dict[int, Any]:
+    """The seed that was tuned on, alone."""
+    return dict(list(runs.items())[:1])
+
+
 def mean_of(runs: Mapping[int, Mapping[str, Any]], *path: str) -> float:
     """The mean over seeds of a value of the cells; NaN where one does not have it."""
     values = []

@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 
 from benchmarks.compare import grid
-from benchmarks.compare.collected import Collected, Key, mean_ndcg, mean_of
+from benchmarks.compare.collected import Collected, Key, first_seed, mean_ndcg, mean_of
 from benchmarks.compare.costs import PHASES
 from benchmarks.compare.measure import EDGES
 from benchmarks.compare.report_costs import phase_of
@@ -110,8 +110,8 @@ def quality_by_cost(collected: Collected, keys: list[Key]) -> Any:
     for axis, key in zip(axes, keys, strict=True):
         points = []
         for name, runs in collected.models(key).items():
-            first = dict(list(runs.items())[:1])
-            spent, value = mean_of(first, "tuning_seconds"), mean_ndcg(collected, key, name)
+            spent = mean_of(first_seed(runs), "tuning_seconds")
+            value = mean_ndcg(collected, key, name)
             kind = grid.MODELS[name].kind
             axis.plot(spent, value, MARKERS[kind], color=KINDS[kind], markersize=6)
             points.append((spent, value, name))

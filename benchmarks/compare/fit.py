@@ -18,13 +18,10 @@ from recbole.utils import get_model, get_trainer, init_logger, init_seed
 
 from benchmarks.compare import externals, text_stand_ins
 from benchmarks.compare.measure import evaluation, n_bytes, peak_memory_mb
+from benchmarks.timed_training import fit_within
 from recbole_llm.cli import parse_arguments
 from recbole_llm.host.config import prepare
 from recbole_llm.host.run import load_parts, read_config
-
-
-class OutOfTime(Exception):
-    """The cell's time is over: the best epoch so far counts."""
 
 
 def train(config: Any, parts: Any, seconds: float, started: float) -> tuple[Any, dict[str, Any]]:
@@ -34,18 +31,7 @@ def train(config: Any, parts: Any, seconds: float, started: float) -> tuple[Any,
     begin = perf_counter()  # some of RecBole's models learn as they are made
     model = get_model(config["model"])(config, train_part._dataset).to(config["device"])
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-    epochs: list[float] = []
-
-    def after_epoch(epoch: int, score: float) -> None:
-        epochs.append(float(score))
-        if perf_counter() - started > seconds:
-            raise OutOfTime
-
-    was_cut = False
-    try:
-        trainer.fit(train_part, valid, saved=True, show_progress=False, callback_fn=after_epoch)
-    except OutOfTime:
-        was_cut = True
+    epochs, was_cut = fit_within(trainer, train_part, valid, started, seconds)
     fitted = perf_counter() - begin
     saved = torch.load(trainer.saved_model_file, map_location="cpu", weights_only=False)
     model.load_state_dict(saved["state_dict"])

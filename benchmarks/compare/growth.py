@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from benchmarks.places import read_atomic
+
 # Share of a copy's words that are drawn from all words, so that copies differ.
 _OTHER_WORDS = 0.3
 
@@ -35,18 +37,12 @@ class Real:
     @classmethod
     def read(cls, folder: Path) -> Real:
         """From RecBole's files; a text is all of an item's fields that are words."""
-        rows = _table(folder / f"{folder.name}.inter").drop_duplicates(["user_id", "item_id"])
-        described = _table(folder / f"{folder.name}.item").set_index("item_id")
+        rows = read_atomic(folder / f"{folder.name}.inter").drop_duplicates(["user_id", "item_id"])
+        described = read_atomic(folder / f"{folder.name}.item").set_index("item_id")
         users, _ = pd.factorize(rows["user_id"])
         items, names = pd.factorize(rows["item_id"])
         texts = described.reindex(names).fillna("").agg(" ".join, axis=1)
         return cls(users, items, [" ".join(text.split()) for text in texts])
-
-
-def _table(file: Path) -> pd.DataFrame:
-    rows = pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False)
-    rows.columns = [column.partition(":")[0] for column in rows.columns]
-    return rows
 
 
 def grow(real: Real, n_interactions: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:

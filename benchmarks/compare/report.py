@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.compare import grid, report_costs
 from benchmarks.compare.cells import FORMAT, ROOT, CompareError
-from benchmarks.compare.collected import Collected, Key, mean_ndcg, mean_of
+from benchmarks.compare.collected import Collected, Key, first_seed, mean_ndcg, mean_of
 from benchmarks.compare.markdown import number, paragraph, seconds, table
 
 BEGIN, END = "<!-- compare: begin -->", "<!-- compare: end -->"
@@ -217,7 +217,7 @@ def _short(collected: Collected, prefix: str) -> Iterator[str]:
 def _speed(collected: Collected) -> Iterator[str]:
     for (protocol, dataset), models in collected.cells.items():
         if protocol == "random" and {grid.OURS, "LightGCN"} <= models.keys():
-            ours = mean_of(_first(models[grid.OURS]), "tuning_seconds")
+            ours = mean_of(first_seed(models[grid.OURS]), "tuning_seconds")
             until, alone = _until_best(next(iter(models["LightGCN"].values())))
             yield from paragraph(
                 f"{dataset}: HybridFusion's run, its tuning and all imports included, takes "
@@ -225,11 +225,6 @@ def _speed(collected: Collected) -> Iterator[str]:
                 f"(ratio {ours / until:.2f}), that one alone {seconds(alone)} s "
                 f"(ratio {ours / alone:.2f})."
             )
-
-
-def _first(runs: Mapping[int, Any]) -> dict[int, Any]:
-    """The seed that was tuned on."""
-    return dict(list(runs.items())[:1])
 
 
 def _until_best(cell: Mapping[str, Any]) -> tuple[float, float]:
@@ -327,7 +322,7 @@ def _spent(collected: Collected, key: Key) -> Iterator[str]:
     head += ("peak MB", "model MB")
     rows = []
     for name, runs in collected.models(key).items():
-        first = _first(runs)
+        first = first_seed(runs)
         rows.append(
             [
                 _label(name),

@@ -10,6 +10,7 @@ import numpy as np
 
 from recbole_llm import encoders
 from recbole_llm.encoders import EncoderOptions
+from recbole_llm.factors import unit_rows
 
 #: As wide as MiniLM's rows.
 DIMENSIONS = 384
@@ -48,8 +49,7 @@ class StandIn:
         told = [place for place, text in enumerate(texts) if text.strip()]
         if told:
             rows[told] = self.rows_of([texts[place] for place in told])
-        length = np.linalg.norm(rows, axis=1, keepdims=True)
-        return np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
+        return unit_rows(rows)
 
 
 def noise(texts: Sequence[str]) -> np.ndarray:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import scipy.sparse as sp
@@ -53,6 +53,14 @@ class EncoderOptions:
     progress: bool = True
     network: NetworkOptions = NetworkOptions()
     cache: Path | None = None
+
+
+def transformer_slot(network: Any) -> str | None:
+    """Under which name a network of sentence-transformers keeps its transformer; None: it has none.
+
+    It is `auto_model` up to release 5, then `model`.
+    """
+    return next((s for s in ("auto_model", "model") if s in network[0]._modules), None)
 
 
 @runtime_checkable

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from recbole_llm.atomic_files import new_folder
-from recbole_llm.encoders.base import EncoderOptions, NetworkOptions
+from recbole_llm.encoders.base import EncoderOptions, NetworkOptions, transformer_slot
 from recbole_llm.errors import SettingsError, one_line
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def onto_onnx(
     Raises:
         SettingsError: it is no transformer, cannot be exported, or the folder cannot be written.
     """
-    slot = next((s for s in ("auto_model", "model") if s in network[0]._modules), None)
+    slot = transformer_slot(network)
     if slot is None:
         raise SettingsError(
             f"`encoder_backend: onnx` runs transformers, and `{name}` is a "
