@@ -31,7 +31,8 @@ def record_of(folder, *arguments):
 
 
 def test_hybrid_is_ahead_of_item_knn_and_repeats_and_encodes_nothing_twice(tmp_path):
-    first, log = record_of(tmp_path, "--model=HybridFusion")
+    hybrid = ("--model=HybridFusion", "--signal_search_trials=4")
+    first, log = record_of(tmp_path, *hybrid)
     item_knn, _ = record_of(tmp_path, "--model=ItemKNN")
     assert first["test"]["ndcg@10"] > item_knn["test"]["ndcg@10"] + 0.03
     assert first["valid"]["ndcg@10"] > max(first["signals"].values())
@@ -40,7 +41,7 @@ def test_hybrid_is_ahead_of_item_knn_and_repeats_and_encodes_nothing_twice(tmp_p
     assert first["texts"]["cached"] == 0 < first["texts"]["encoded"]
     assert "weights: als" in log
     assert "valid_metric is not set: tuning on NDCG@10" in log
-    again, _ = record_of(tmp_path, "--model=HybridFusion")
+    again, _ = record_of(tmp_path, *hybrid)
     assert again["test"] == pytest.approx(first["test"], abs=1e-6)
     assert again["texts"] == {"encoded": 0, "cached": first["texts"]["encoded"]}
     assert set(item_knn) == set(first)
