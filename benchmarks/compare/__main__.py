@@ -6,7 +6,6 @@ Makes what is not there yet, and then the report of all that is. `--report` make
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import shutil
 import sys
@@ -25,6 +24,7 @@ from benchmarks.compare.cells import (
     signal_cache,
 )
 from benchmarks.compare.data import Place
+from recbole_llm.errors import did_you_mean
 
 PARTS = ("models", "ablations", "costs")
 # Interactions; of fewer a data set has too few items to rank.
@@ -70,9 +70,8 @@ def check(args: argparse.Namespace) -> None:
     known = [*grid.MODELS, *grid.ABLATIONS]
     for name in args.models or ():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(known)}"
-            raise CompareError(f"there is no model `{name}`; {hint}")
+            hint = did_you_mean(name, known) or f"; there are {', '.join(known)}"
+            raise CompareError(f"there is no model `{name}`{hint}")
     if args.data_path and not args.data_path.is_dir():
         raise CompareError(f"`data_path`: there is no folder {args.data_path}")
     place = Place(args.data_path, args.work)

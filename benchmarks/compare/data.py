@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import places
 from benchmarks.compare import grid
+from recbole_llm.errors import did_you_mean
 
 _BUNDLED = ("ml-100k",)
 
@@ -36,8 +36,7 @@ class Place:
         """What to say of a data set that is not there; nothing for one that is."""
         if dataset in self.known():
             return ""
-        near = difflib.get_close_matches(dataset, self.known(), n=1, cutoff=0.6)
-        hint = f"; did you mean `{near[0]}`?" if near else "; name its folder by --data_path"
+        hint = did_you_mean(dataset, self.known()) or "; name its folder by --data_path"
         return f"there is no data set `{dataset}`{hint}"
 
     def of(
