@@ -23,7 +23,7 @@ from recbole_llm.host.run import load_parts, read_config
 from recbole_llm.model_settings import read_model_settings
 
 RESULTS = Path(__file__).parent / "results" / "encoders.md"
-# Way -> back end, weights, batch size; int8 takes texts one by one always.
+# Way -> back end, weights, batch size; in a batch int8 takes texts one by one.
 WAYS = {
     "torch": ("torch", "none", 64),
     "torch, batches of 1": ("torch", "none", 1),

@@ -160,7 +160,7 @@ class BertEncoder:
         # sentence-transformers sorts by length and restores the order.
         vectors = network.encode(
             [text[:most] for text in texts],
-            batch_size=onnx.batch_size(self.options),
+            batch_size=self.options.batch_size,
             show_progress_bar=False,
             convert_to_numpy=True,
         )

@@ -11,6 +11,8 @@ import importlib.util
 import logging
 import tempfile
 import warnings
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,14 +59,6 @@ def recipe(options: NetworkOptions) -> str:
     return _RECIPE[options.quantize] if options.backend == "onnx" else ""
 
 
-def batch_size(options: EncoderOptions) -> int:
-    """Texts in one step of a network: one for int8, whose scales are those of all that it sees.
-
-    So a text's row is its own, and nothing is spent on padding.
-    """
-    return 1 if options.network.quantize == "int8" else options.batch_size
-
-
 def onto_onnx(
     network: SentenceTransformer, name: str, fingerprint: str, options: EncoderOptions
 ) -> SentenceTransformer:
@@ -106,9 +100,8 @@ def onto_onnx(
                     "use `encoder_backend: torch`"
                 ) from error
             logger.info(f"encoder {name}: exported to {place}")
-        network[0]._modules[slot] = _OnnxTransformer(
-            network[0]._modules[slot].config, place / _FILE
-        )
+        kind = _ByText if options.network.quantize == "int8" else _OnnxTransformer
+        network[0]._modules[slot] = kind(network[0]._modules[slot].config, place / _FILE)
     return network
 
 
@@ -118,15 +111,16 @@ class _OnnxTransformer(nn.Module):
     Args:
         config: the transformer's.
         file: the exported transformer, which is read at once.
+        threads: how many work on a batch together.
     """
 
-    def __init__(self, config: Any, file: Path) -> None:
+    def __init__(self, config: Any, file: Path, threads: int | None = None) -> None:
         super().__init__()
         import onnxruntime
 
         self.config = config
         chosen = onnxruntime.SessionOptions()
-        chosen.intra_op_num_threads = torch.get_num_threads()
+        chosen.intra_op_num_threads = threads or torch.get_num_threads()
         self.session = onnxruntime.InferenceSession(
             file.read_bytes(), chosen, providers=["CPUExecutionProvider"]
         )
@@ -134,9 +128,36 @@ class _OnnxTransformer(nn.Module):
 
     def forward(self, **features: Any) -> dict[str, torch.Tensor]:
         """The tokens' rows, float32 (n, tokens, d), under the transformer's own name of them."""
+        return {_ROWS: self._run(features)}
+
+    def _run(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
         given = {name: features[name].cpu().numpy() for name in self.inputs}
         (rows,) = self.session.run([_ROWS], given)
-        return {_ROWS: torch.from_numpy(rows)}
+        return torch.from_numpy(rows)
+
+
+class _ByText(_OnnxTransformer):
+    """One text in a step of int8, whose scales are those of all that a step sees.
+
+    So a text's row is its own, and nothing is spent on padding. Each thread has a text: two make
+    of a short one hardly more than one does.
+    """
+
+    def __init__(self, config: Any, file: Path) -> None:
+        super().__init__(config, file, threads=1)
+        self.threads = ThreadPoolExecutor(torch.get_num_threads())
+
+    def forward(self, **features: Any) -> dict[str, torch.Tensor]:
+        """As for whole batches; zeros for padding."""
+        is_text = features["attention_mask"].bool()
+        texts = [
+            {name: features[name][number, own][None] for name in self.inputs}
+            for number, own in enumerate(is_text)
+        ]
+        found = torch.cat([rows[0] for rows in self.threads.map(self._run, texts)])
+        rows = torch.zeros((*is_text.shape, found.shape[1]))
+        rows[is_text] = found
+        return {_ROWS: rows}
 
 
 class _Rows(nn.Module):

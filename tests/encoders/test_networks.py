@@ -224,6 +224,14 @@ def test_onnx_gives_torchs_rows_and_int8_nearly_so(tmp_path):
         assert not found[~said].any()
 
 
+def test_an_int8_row_is_the_texts_own_whatever_it_is_encoded_with(tmp_path):
+    network = NetworkOptions(backend="onnx", quantize="int8")
+    encoder = build("bert", EncoderOptions(progress=False, network=network, cache=tmp_path))
+    texts = [*SAMPLE_TEXTS, "a long text of many words " * 100]
+    alone = np.concatenate([encoder.encode([text]) for text in texts])
+    np.testing.assert_allclose(encoder.encode(texts), alone, atol=1e-6)
+
+
 def test_a_network_is_exported_once(gpt, tmp_path, monkeypatch):
     first = encoder_of(gpt, tmp_path, backend="onnx").encode(SAMPLE_TEXTS)
     (file,) = tmp_path.rglob("*.onnx")
