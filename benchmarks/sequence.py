@@ -7,7 +7,8 @@ benchmarks/results/sequence/, so that a stopped benchmark goes on with the same 
 results/sequence.md is made of what is there. Every model has `--fits` settings, its authors' first,
 and `--minutes` for all of them together; the first seed's best on validation, by either rule, are
 fitted on the others. All models read the same order: the ranks of the file's own times, since
-RecBole's float32 rounds them.
+RecBole's float32 rounds them. Sequential models read 50 items of a history, or as many as 95 % of
+the users have: most of a step would be padding, and fewer epochs fit into the time.
 """
 
 import argparse
@@ -77,6 +78,11 @@ def first_text_field(folder):
     return next(field.partition(":")[0] for field in head if field.endswith(":token_seq"))
 
 
+def history_length(folder):
+    users = places.read_atomic(folder / f"{folder.name}.inter")["user_id"]
+    return min(50, int(np.ceil(users.value_counts().quantile(0.95))))
+
+
 def tries(name, fits):
     """A model's settings, its authors' first, the others drawn from all there are."""
     _, _, space = MODELS[name]
@@ -89,6 +95,7 @@ def fit(args, folder, seed, name, settings, seconds):
     values = {"model": model, "dataset": folder.name, "data_path": str(folder.parent)}
     values |= {"seed": seed, "eval_args": SPLIT, "show_progress": False, "topk": [10]}
     values |= {"valid_metric": "NDCG@10", "seconds": seconds, "state": "WARNING"}
+    values |= {"MAX_ITEM_LIST_LENGTH": history_length(folder)}
     values |= {**fixed, **settings}
     if name == "FDSA":
         field = first_text_field(folder)
