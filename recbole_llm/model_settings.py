@@ -104,7 +104,7 @@ def model_keys(signal_names: Sequence[str] | None) -> list[Key]:
         Its keys, in the order of the README's table.
     """
     chosen = list(SIGNALS) if signal_names is None else signal_names
-    signals = [SIGNALS[name] for name in chosen]
+    signals = [SIGNALS[name]() for name in chosen]
     keys = list(section_keys("choice", ChoiceSettings)) if signal_names is None else []
     keys += section_keys("task", TaskSettings)
     if any(signal.uses_text for signal in signals):

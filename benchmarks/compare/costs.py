@@ -22,7 +22,7 @@ SEED = 2020
 #: Without the item-item matrix, which grows with the square of the items and is shown apart.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "tables": {"signals": ",".join(s for s in grid.SIGNALS if s != "item_item")},
-    "item_item": {"signals": "item_item", "completion": False},
+    "item_item": {"signals": "item_item", "completion": False, "item_item_text_weight": 0},
 }
 PHASES = ("load", "encode", "signals", "tune")
 

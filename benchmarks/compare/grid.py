@@ -183,8 +183,11 @@ def _only(*signals: str, **others: Any) -> dict[str, Any]:
 
 #: What is changed of HybridFusion, whose ALS keeps the settings that it found.
 ABLATIONS: dict[str, Mapping[str, Any]] = {
-    "without text": _only("als", "lightfm", "item_item", "popularity", completion=False),
+    "without text": _only(
+        "als", "lightfm", "item_item", "popularity", completion=False, item_item_text_weight=0
+    ),
     **{f"without {name}": _only(*(s for s in SIGNALS if s != name)) for name in SIGNALS},
+    "without texts in the item-item matrix": {"item_item_text_weight": 0},
     "BERT alone reads texts": {"encoder": "bert"},
     "words (TF-IDF) instead of BERT": {"encoder": "lexical"},
     "hashed words instead of BERT": {"encoder": "hashing"},

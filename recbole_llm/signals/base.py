@@ -35,17 +35,23 @@ class Signal(Protocol):
 
     Attributes:
         starts: settings known to be good on some kind of data; a search tries them first.
-        uses_text: whether it reads the items' texts.
-        uses_embeddings: whether it reads them encoded.
         completed: whether users and items that it has not seen get their rows from their texts.
         seeded: whether its tables start at random, so that another seed gives others.
     """
 
-    uses_text: ClassVar[bool]
-    uses_embeddings: ClassVar[bool]
     completed: ClassVar[bool]
     seeded: ClassVar[bool]
     starts: ClassVar[Sequence[Mapping[str, Any]]]
+
+    @property
+    def uses_text(self) -> bool:
+        """Whether it reads the items' texts."""
+        ...
+
+    @property
+    def uses_embeddings(self) -> bool:
+        """Whether it reads them encoded."""
+        ...
 
     @property
     def encoders(self) -> Words:
@@ -171,12 +177,20 @@ def by_recency(signal: SomeSignal, factors: Factors, data: TrainingData) -> Fact
 class SingleSignal:
     """A help for signals that stand for themselves alone and are not searched."""
 
-    uses_text: ClassVar[bool] = False
-    uses_embeddings: ClassVar[bool] = False
     completed: ClassVar[bool] = False
     seeded: ClassVar[bool] = False
     starts: ClassVar[Sequence[Mapping[str, Any]]] = ()
     encoders: Words = ()
+
+    @property
+    def uses_text(self) -> bool:
+        """False: it reads none."""
+        return False
+
+    @property
+    def uses_embeddings(self) -> bool:
+        """False: it reads none."""
+        return False
 
     def sources(self, factors: Factors) -> Rows:
         """The item rows."""

@@ -1,10 +1,13 @@
-"""Item-item: a ridge regression of every item on all others.
+"""Item-item: a ridge regression of every item on all others, by who has them and what they say.
 
-Source: Steck, "Embarrassingly Shallow Autoencoders for Sparse Data" (EASE), 2019.
+Sources: Steck, "Embarrassingly Shallow Autoencoders for Sparse Data" (EASE), 2019; Jeunen, Van
+Balen, Goethals, "Closed-Form Models for Collaborative Filtering with Side-Information" (CEASE),
+2020.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -14,23 +17,43 @@ from scipy.linalg import lapack
 from sklearn.utils.extmath import randomized_svd
 
 from recbole_llm.errors import FitError
-from recbole_llm.factors import Factors, Rows, Table, batches
-from recbole_llm.settings import RunOptions, Search, setting
-from recbole_llm.signals.base import SingleSignal, SkippedSignal, by_recency, decay_setting
+from recbole_llm.factors import Factors, Mask, Rows, Table, batches
+from recbole_llm.settings import RunOptions, Search, Words, setting
+from recbole_llm.signals.base import (
+    SingleSignal,
+    SkippedSignal,
+    by_recency,
+    decay_setting,
+    with_settings,
+)
 from recbole_llm.training_data import History, TrainingData, with_ones
 
 _SOURCE = "source"
+# What an item without history is regressed by: the warm items' texts, the diagonal of the inverse,
+# and the lengths of the item rows, which a fusion scales.
+_TEXTS, _DIAGONAL, _LENGTHS = "texts{}", "diagonal", "lengths"
+_BATCH_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
 class ItemItemSignal(SingleSignal):
-    """EASE: user rows are the sparse history, item rows the columns of the item-item matrix."""
+    """CEASE: user rows are the sparse history, item rows the columns of the item-item matrix.
+
+    Without texts it is EASE. An item that nobody has is regressed by its text alone.
+    """
 
     regularization: float = setting(
         250.0,
         "L2 penalty of the item-item ridge.",
         above=0.0,
         search=Search(10.0, 2000.0, log=True, in_runs=False),
+    )
+    text_weight: float = setting(
+        6.0,
+        "Users who have both that two items of the same text stand for in the item-item ridge; 0: "
+        "it reads no texts.",
+        at_least=0.0,
+        search=Search(1.0, 30.0, log=True, in_runs=False),
     )
     rank: int = setting(
         0, "Width of the item-item tables by truncated SVD; 0: the full matrix.", at_least=0
@@ -39,8 +62,23 @@ class ItemItemSignal(SingleSignal):
         4.0, "Largest item-item matrix; past it the signal is left out.", above=0.0
     )
     history_decay: float | None = decay_setting()
+    encoders: Words = ()
 
     completed: ClassVar[bool] = True
+
+    @property
+    def uses_text(self) -> bool:
+        """Whether texts count."""
+        return self.text_weight > 0
+
+    @property
+    def uses_embeddings(self) -> bool:
+        """Whether texts count."""
+        return self.uses_text
+
+    def variants(self, name: str, encoders: Sequence[str]) -> dict[str, ItemItemSignal]:
+        """Itself, with all encoders."""
+        return {name: with_settings(self, {"encoders": tuple(encoders) if self.uses_text else ()})}
 
     def fit(self, data: TrainingData, run: RunOptions) -> Factors:
         """Invert the items' Gram matrix.
@@ -54,14 +92,45 @@ class ItemItemSignal(SingleSignal):
                 f"its matrix would take {needed:.1f} GB, more than `item_item_memory_gb`: "
                 f"{self.memory_gb:g}"
             )
-        similarity = ridge_item_item(data.binary, regularization=self.regularization)
-        if not 0 < self.rank < data.n_items - 1:
-            return by_recency(self, Factors.of(data.binary, similarity.T, data.warm_items), data)
-        left, strength, right = randomized_svd(similarity, self.rank, random_state=run.seed)
-        source = (left * strength).astype(np.float32)
-        items = np.ascontiguousarray(right.T, np.float32)
-        factors = Factors.of(data.binary @ source, items, data.warm_items, {_SOURCE: source})
-        return by_recency(self, factors, data)
+        encoders = self.encoders if data.item_embeddings else ()
+        blocks = [_rows_of(data.item_embeddings[name], data.warm_items) for name in encoders]
+        similarity, diagonal = ridge_item_item(
+            data.binary,
+            lambda rows: self._alike([block[rows] for block in blocks], blocks),
+            regularization=self.regularization,
+        )
+        users, items, extra = data.binary, similarity.T, {}
+        if 0 < self.rank < data.n_items - 1:
+            left, strength, right = randomized_svd(similarity, self.rank, random_state=run.seed)
+            extra[_SOURCE] = (left * strength).astype(np.float32)
+            users, items = data.binary @ extra[_SOURCE], np.ascontiguousarray(right.T, np.float32)
+        if blocks:
+            extra |= {_TEXTS.format(number): block for number, block in enumerate(blocks)}
+            extra[_DIAGONAL] = (diagonal * data.warm_items)[:, None]
+            extra[_LENGTHS] = _lengths(items)
+        return by_recency(self, Factors.of(users, items, data.warm_items, extra), data)
+
+    def _alike(self, texts: Sequence[Rows], others: Sequence[Rows]) -> Table:
+        """What two texts stand for, by the encoders' mean cosine: float32 (n, n_others)."""
+        products = (rows @ block.T for rows, block in zip(texts, others, strict=True))
+        total = sum(part if isinstance(part, np.ndarray) else part.toarray() for part in products)
+        return np.asarray(total * np.float32(self.text_weight / max(1, len(texts))))
+
+    def describe(self, factors: Factors, embeddings: Mapping[str, Rows]) -> Table | None:
+        """Rows of items that nobody has: of all others they are regressed on their texts alone.
+
+        ``P k = diag(P) ∘ (k − Bᵀ k)``, where k says how alike the texts are.
+        """
+        blocks = [factors.extra[name] for name in _text_tables(factors)]
+        if not blocks:
+            return None
+        alike = self._alike([embeddings[name] for name in self.encoders], blocks)
+        now, before = _lengths(factors.items), factors.extra[_LENGTHS]
+        scale = np.divide(before, now, out=np.zeros_like(now), where=now > 0)
+        source = factors.extra.get(_SOURCE)
+        explained = (alike if source is None else alike @ source) @ factors.items.T * scale.T
+        rows = factors.extra[_DIAGONAL].T * (alike - explained)
+        return rows if source is None else rows @ (source / (source**2).sum(axis=0))
 
     def sources(self, factors: Factors) -> Rows:
         """The rows of the truncated matrix; of the full one each item's own place."""
@@ -75,11 +144,41 @@ class ItemItemSignal(SingleSignal):
         return alike.decayed(self.history_decay or 1.0) @ liked
 
 
-def ridge_item_item(interactions: sp.csr_matrix, *, regularization: float) -> Table:
-    """EASE's matrix B, float32 (n_items, n_items): ``scores = interactions @ B``.
+def _rows_of(rows: Rows, kept: Mask) -> Rows:
+    """A table whose other rows are zero."""
+    if isinstance(rows, np.ndarray):
+        return rows * kept[:, None]
+    return (sp.diags(kept.astype(np.float32)) @ rows).tocsr()
 
-    ``P = (XᵀX + λI)⁻¹``, ``B_ij = −P_ij / P_jj``, diagonal 0. One array in all: the Gram matrix
+
+def _text_tables(factors: Factors) -> list[str]:
+    names = (_TEXTS.format(number) for number in range(len(factors.extra)))
+    return [name for name in names if name in factors.extra]
+
+
+def _lengths(rows: Table) -> Table:
+    """float32 (n, 1)."""
+    return np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
+
+
+def ridge_item_item(
+    interactions: sp.csr_matrix,
+    alike: Callable[[slice], Table | float] = lambda rows: 0.0,
+    *,
+    regularization: float,
+) -> tuple[Table, Table]:
+    """EASE's matrix B, float32 (n_items, n_items): ``scores = interactions @ B``; CEASE's by texts.
+
+    ``P = (XᵀX + K + λI)⁻¹``, ``B_ij = −P_ij / P_jj``, diagonal 0. One array in all: the Gram matrix
     is built, inverted by Cholesky and scaled in place, in float32.
+
+    Args:
+        interactions: CSR float32 (n_users, n_items), ones.
+        alike: some rows of K, (n, n_items), positive semidefinite.
+        regularization: λ > 0.
+
+    Returns:
+        B, and the diagonal of P, float32 (n_items,).
 
     Raises:
         FitError: the penalty is too small for float32.
@@ -88,8 +187,9 @@ def ridge_item_item(interactions: sp.csr_matrix, *, regularization: float) -> Ta
     gram = np.zeros((n_items, n_items), dtype=np.float32)
     transposed = interactions.T.tocsr()
     # A dense row block at a time: the sparse product of a busy shop is larger than the array.
-    for rows in batches(n_items, row_bytes=12 * n_items, memory_bytes=1 << 28):
+    for rows in batches(n_items, row_bytes=16 * n_items, memory_bytes=_BATCH_BYTES):
         gram[rows] = (transposed[rows] @ interactions).toarray()
+        gram[rows] += alike(rows)
     gram[np.diag_indices(n_items)] += np.float32(regularization)
     # The transposed view is in LAPACK's column order, so that it is overwritten, not copied; its
     # lower triangle is the array's upper one.
@@ -102,10 +202,10 @@ def ridge_item_item(interactions: sp.csr_matrix, *, regularization: float) -> Ta
         )
     assert np.shares_memory(inverse, gram)
     _mirror(gram)
-    scale = -1.0 / gram.diagonal()
-    gram *= scale
+    diagonal = gram.diagonal().copy()
+    gram *= -1.0 / diagonal
     np.fill_diagonal(gram, 0.0)
-    return gram
+    return gram, diagonal
 
 
 def _mirror(matrix: Table, block: int = 2048) -> None:
