@@ -252,7 +252,9 @@ def main():
             for name in args.models:
                 fill(args, dataset, seed, name)
     lines = ["# What comes next, leave-one-out", ""]
-    for dataset in dict.fromkeys(file.stem.rsplit("-", 2)[0] for file in RESULTS.glob("*.json")):
+    for dataset in dict.fromkeys(
+        file.stem.rsplit("-", 2)[0] for file in sorted(RESULTS.glob("*.json"))
+    ):
         cells = cells_of(dataset)
         for rule in RULES:
             lines += lines_of(dataset, rule, cells)
