@@ -52,7 +52,7 @@ MODELS = {
     "ridge of both to ALS": only("als"),
     "ridge of both to LightFM": only("lightfm"),
     "ridge of both to item-item": only("item_item", item_item_text_weight=0),
-    "item-item with texts": only("item_item"),
+    "ridge of both to item-item with texts": only("item_item"),
     "text map of BERT": only("text_map", encoder="bert"),
     "text map of words": only("text_map", encoder="lexical"),
     "HybridFusion": ("HybridFusion", [{}]),

@@ -102,11 +102,6 @@ class RidgeMap:
         rows[~features.has_text] = 0
         return rows
 
-    def rows(self, features: TextFeatures) -> Table:
-        """Rows of texts of the signal's own width, float32 (n, d)."""
-        rows = self.apply(features)
-        return rows if self.basis is None else rows @ self.basis
-
 
 def trust(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """What a learned row counts in a regression, 0..1: ``n / (n + 5)`` of n interactions.
@@ -356,8 +351,8 @@ def _along(factors: Factors, basis: Table | None) -> tuple[Table, Table]:
     return np.asarray(factors.users @ basis.T), factors.items @ basis.T
 
 
-def complete(factors: Factors, texts: Mask, describe: Callable[[Index], Rows]) -> Factors:
-    """A signal that knows every item with a text: the unknown ones get the rows of theirs.
+def complete(factors: Factors, ridge: RidgeMap, features: TextFeatures) -> Factors:
+    """A signal that knows every item with a text: the unknown ones' rows come from the map.
 
     For standardised factors: ``known`` then covers the completed rows, so that they are scored
     with the same offset and on the same scale as the learned ones. A table as wide as there are
@@ -365,15 +360,19 @@ def complete(factors: Factors, texts: Mask, describe: Callable[[Index], Rows]) -
 
     Args:
         factors: the signal.
-        texts: bool (n_items,), the items with a text.
-        describe: dense rows (n, d) of some items by their texts.
+        ridge: its :func:`completion_map`.
+        features: of all items.
     """
-    missing = np.flatnonzero(~factors.known & texts)
+    missing = np.flatnonzero(~factors.known & features.has_text)
     if not len(missing):
         return factors
+    rows = ridge.apply(features[missing])
     items = factors.items if factors.is_sparse else factors.items.copy()
-    for part in batches(len(missing), row_bytes=16 * items.shape[1], memory_bytes=1 << 28):
-        items[missing[part]] = describe(missing[part])
+    if ridge.basis is None:
+        items[missing] = rows
+    else:
+        for part in batches(len(missing), row_bytes=4 * items.shape[1], memory_bytes=1 << 28):
+            items[missing[part]] = rows[part] @ ridge.basis
     known = factors.known.copy()
     known[missing] = True
     return dataclasses.replace(factors, items=items, known=known)

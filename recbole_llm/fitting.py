@@ -28,7 +28,7 @@ from recbole_llm.embedding_cache import EmbeddingCache, default_folder, encode_c
 from recbole_llm.encoders import EncoderOptions, NetworkOptions, build
 from recbole_llm.errors import DataError, SettingsError
 from recbole_llm.evaluation import Metric, Validation, evaluate
-from recbole_llm.factors import Factors, Index, Mask, Rows, standardise
+from recbole_llm.factors import Factors, Mask, Rows, standardise
 from recbole_llm.fusion import (
     FUSIONS,
     Evidence,
@@ -364,28 +364,12 @@ def for_all(
     data, texts = source.data, source.item_texts
     user_counts = np.diff(data.interactions.indptr).astype(np.int64)
     factors = standardise(complete_users(factors, user_counts, source.user_texts, seed=run.seed))
-    if texts is None:
+    ridge = None
+    if texts is not None:
+        ridge = completion_map(factors, texts, data.item_counts, seed=run.seed)
+    if texts is None or ridge is None:
         return Fitted(signal, factors, factors.known, None)
-    if signal.uses_embeddings:
-        return Fitted(signal, _described(signal, factors, source), factors.known, None)
-    ridge = completion_map(factors, texts, data.item_counts, seed=run.seed)
-    if ridge is None:
-        return Fitted(signal, factors, factors.known, None)
-    whole = complete(factors, texts.has_text, lambda items: ridge.rows(texts[items]))
-    return Fitted(signal, whole, factors.known, ridge)
-
-
-def _described(signal: Signal, factors: Factors, source: Source) -> Factors:
-    """A signal that has read the texts, and gives rows to unseen items by itself."""
-    assert source.item_texts is not None
-
-    def rows_of(items: Index) -> Rows:
-        texts = {name: rows[items] for name, rows in source.data.item_embeddings.items()}
-        described = signal.describe(factors, texts)
-        assert described is not None
-        return described
-
-    return complete(factors, source.item_texts.has_text, rows_of)
+    return Fitted(signal, complete(factors, ridge, texts), factors.known, ridge)
 
 
 def _as_if_cold(

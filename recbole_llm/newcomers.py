@@ -292,7 +292,8 @@ def _described(
     if kept.ridge is None:
         return _zeros(factors.items, n), np.zeros(n, dtype=bool)
     features = text_features(embeddings)
-    return kept.ridge.rows(features), features.has_text
+    rows = kept.ridge.apply(features)
+    return rows if kept.ridge.basis is None else rows @ kept.ridge.basis, features.has_text
 
 
 def _zeros(like: Rows, n: int) -> Rows:

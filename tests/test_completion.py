@@ -94,7 +94,7 @@ def test_completion_finds_the_rows_of_cold_items_and_keeps_the_learned_ones():
     signal = standardise(signal)
     before = signal.items.copy()
     ridge = completion_map(signal, features, counts, seed=0, penalty=1e-3)
-    completed = complete(signal, features.has_text, lambda items: ridge.rows(features[items]))
+    completed = complete(signal, ridge, features)
     assert completed.known[COLD].all()
     assert not completed.known[0]
     np.testing.assert_array_equal(completed.items[signal.known], before[signal.known])
@@ -112,7 +112,7 @@ def test_an_item_without_text_stays_unknown():
     counts[NO_TEXT] = 0
     signal = Factors.of(signal.users, signal.items.copy(), counts > 0)
     ridge = completion_map(signal, features, counts, seed=0)
-    completed = complete(signal, features.has_text, lambda items: ridge.rows(features[items]))
+    completed = complete(signal, ridge, features)
     assert not completed.known[NO_TEXT].any()
     assert not completed.items[NO_TEXT].any()
 
@@ -126,7 +126,7 @@ def test_rows_of_full_width_are_completed_in_place_as_by_the_ridge_of_the_whole_
     signal = Factors.of(history, table, counts > 0)
     whole = fit_ridge(features, signal.items, trust(counts), penalty=2.0).apply(features)
     ridge = completion_map(signal, features, counts, seed=0, rank=N_ITEMS, penalty=2.0)
-    completed = complete(signal, features.has_text, lambda items: ridge.rows(features[items]))
+    completed = complete(signal, ridge, features)
     assert np.shares_memory(completed.items, signal.items)
     np.testing.assert_allclose(completed.items[COLD], whole[COLD], atol=5e-3)
 
@@ -140,7 +140,7 @@ def test_wide_dense_rows_are_completed_in_a_copy_by_their_projection():
     whole = fit_ridge(features, signal.items, trust(counts), penalty=2.0).apply(features)
     ridge = completion_map(signal, features, counts, seed=0, rank=20, penalty=2.0)
     assert ridge.basis.shape == (20, 40)
-    completed = complete(signal, features.has_text, lambda items: ridge.rows(features[items]))
+    completed = complete(signal, ridge, features)
     np.testing.assert_allclose(completed.items[COLD], whole[COLD], atol=5e-3 * abs(whole).max())
     np.testing.assert_array_equal(signal.items, before)
 

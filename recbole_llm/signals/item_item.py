@@ -7,7 +7,7 @@ Balen, Goethals, "Closed-Form Models for Collaborative Filtering with Side-Infor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -29,9 +29,6 @@ from recbole_llm.signals.base import (
 from recbole_llm.training_data import History, TrainingData, with_ones
 
 _SOURCE = "source"
-# What an item without history is regressed by: the warm items' texts, the diagonal of the inverse,
-# and the lengths of the item rows, which a fusion scales.
-_TEXTS, _DIAGONAL, _LENGTHS = "texts{}", "diagonal", "lengths"
 _BATCH_BYTES = 1 << 28
 
 
@@ -39,7 +36,7 @@ _BATCH_BYTES = 1 << 28
 class ItemItemSignal(SingleSignal):
     """CEASE: user rows are the sparse history, item rows the columns of the item-item matrix.
 
-    Without texts it is EASE. An item that nobody has is regressed by its text alone.
+    Without texts it is EASE.
     """
 
     regularization: float = setting(
@@ -94,43 +91,24 @@ class ItemItemSignal(SingleSignal):
             )
         encoders = self.encoders if data.item_embeddings else ()
         blocks = [_rows_of(data.item_embeddings[name], data.warm_items) for name in encoders]
-        similarity, diagonal = ridge_item_item(
+        similarity = ridge_item_item(
             data.binary,
             lambda rows: self._alike([block[rows] for block in blocks], blocks),
             regularization=self.regularization,
         )
-        users, items, extra = data.binary, similarity.T, {}
-        if 0 < self.rank < data.n_items - 1:
-            left, strength, right = randomized_svd(similarity, self.rank, random_state=run.seed)
-            extra[_SOURCE] = (left * strength).astype(np.float32)
-            users, items = data.binary @ extra[_SOURCE], np.ascontiguousarray(right.T, np.float32)
-        if blocks:
-            extra |= {_TEXTS.format(number): block for number, block in enumerate(blocks)}
-            extra[_DIAGONAL] = (diagonal * data.warm_items)[:, None]
-            extra[_LENGTHS] = _lengths(items)
-        return by_recency(self, Factors.of(users, items, data.warm_items, extra), data)
+        if not 0 < self.rank < data.n_items - 1:
+            return by_recency(self, Factors.of(data.binary, similarity.T, data.warm_items), data)
+        left, strength, right = randomized_svd(similarity, self.rank, random_state=run.seed)
+        source = (left * strength).astype(np.float32)
+        items = np.ascontiguousarray(right.T, np.float32)
+        factors = Factors.of(data.binary @ source, items, data.warm_items, {_SOURCE: source})
+        return by_recency(self, factors, data)
 
     def _alike(self, texts: Sequence[Rows], others: Sequence[Rows]) -> Table:
-        """What two texts stand for, by the encoders' mean cosine: float32 (n, n_others)."""
+        """What pairs of texts stand for, by the encoders' mean cosine: float32 (n, n_others)."""
         products = (rows @ block.T for rows, block in zip(texts, others, strict=True))
         total = sum(part if isinstance(part, np.ndarray) else part.toarray() for part in products)
         return np.asarray(total * np.float32(self.text_weight / max(1, len(texts))))
-
-    def describe(self, factors: Factors, embeddings: Mapping[str, Rows]) -> Table | None:
-        """Rows of items that nobody has: of all others they are regressed on their texts alone.
-
-        ``P k = diag(P) ∘ (k − Bᵀ k)``, where k says how alike the texts are.
-        """
-        blocks = [factors.extra[name] for name in _text_tables(factors)]
-        if not blocks:
-            return None
-        alike = self._alike([embeddings[name] for name in self.encoders], blocks)
-        now, before = _lengths(factors.items), factors.extra[_LENGTHS]
-        scale = np.divide(before, now, out=np.zeros_like(now), where=now > 0)
-        source = factors.extra.get(_SOURCE)
-        explained = (alike if source is None else alike @ source) @ factors.items.T * scale.T
-        rows = factors.extra[_DIAGONAL].T * (alike - explained)
-        return rows if source is None else rows @ (source / (source**2).sum(axis=0))
 
     def sources(self, factors: Factors) -> Rows:
         """The rows of the truncated matrix; of the full one each item's own place."""
@@ -151,22 +129,12 @@ def _rows_of(rows: Rows, kept: Mask) -> Rows:
     return (sp.diags(kept.astype(np.float32)) @ rows).tocsr()
 
 
-def _text_tables(factors: Factors) -> list[str]:
-    names = (_TEXTS.format(number) for number in range(len(factors.extra)))
-    return [name for name in names if name in factors.extra]
-
-
-def _lengths(rows: Table) -> Table:
-    """float32 (n, 1)."""
-    return np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
-
-
 def ridge_item_item(
     interactions: sp.csr_matrix,
     alike: Callable[[slice], Table | float] = lambda rows: 0.0,
     *,
     regularization: float,
-) -> tuple[Table, Table]:
+) -> Table:
     """EASE's matrix B, float32 (n_items, n_items): ``scores = interactions @ B``; CEASE's by texts.
 
     ``P = (XᵀX + K + λI)⁻¹``, ``B_ij = −P_ij / P_jj``, diagonal 0. One array in all: the Gram matrix
@@ -176,9 +144,6 @@ def ridge_item_item(
         interactions: CSR float32 (n_users, n_items), ones.
         alike: some rows of K, (n, n_items), positive semidefinite.
         regularization: λ > 0.
-
-    Returns:
-        B, and the diagonal of P, float32 (n_items,).
 
     Raises:
         FitError: the penalty is too small for float32.
@@ -202,10 +167,10 @@ def ridge_item_item(
         )
     assert np.shares_memory(inverse, gram)
     _mirror(gram)
-    diagonal = gram.diagonal().copy()
-    gram *= -1.0 / diagonal
+    scale = -1.0 / gram.diagonal()
+    gram *= scale
     np.fill_diagonal(gram, 0.0)
-    return gram, diagonal
+    return gram
 
 
 def _mirror(matrix: Table, block: int = 2048) -> None:

@@ -93,7 +93,7 @@ def check_newcomers(name: str, signal: Signal) -> None:
 
     Rows of the users' kind and width, the same alone as in a batch, alike for all who have no
     history; held-out items are found as by the trained rows, give or take two hundredths; and a
-    signal that reads texts describes the cold items that it knows by the rows that they have.
+    signal that reads texts describes cold items by the rows that they have.
     """
     data = small_data(n_users=200, n_items=60)
     train, held_out = _hold_out(data)
@@ -116,7 +116,7 @@ def check_newcomers(name: str, signal: Signal) -> None:
         described = variant.describe(factors, data.item_embeddings)
         if described is not None:
             assert described.shape == factors.items.shape
-            cold = factors.known & ~train.warm_items
+            cold = ~train.warm_items
             np.testing.assert_allclose(
                 _dense(described[cold]), _dense(factors.items[cold]), atol=1e-5
             )
