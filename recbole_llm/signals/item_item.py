@@ -47,8 +47,8 @@ class ItemItemSignal(SingleSignal):
     )
     text_weight: float = setting(
         6.0,
-        "Users who have both that two items of the same text stand for in the item-item ridge; 0: "
-        "it reads no texts.",
+        "What two items of the same text count in the item-item ridge: as much as so many users "
+        "who have both; 0: it reads no texts.",
         at_least=0.0,
         search=Search(1.0, 30.0, log=True, in_runs=False),
     )
