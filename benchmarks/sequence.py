@@ -174,58 +174,57 @@ def ahead(pairs):
     return f"{differences.mean():+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
-def cells_of(dataset):
-    """Model -> its cells, by seed."""
+def cells():
+    """Data set -> model -> its cells by seed, in the order of the models."""
     found = {}
     for name in MODELS:
-        files = sorted(RESULTS.glob(f"{dataset}-*-{name}.json"))
-        if files:
-            found[name] = [json.loads(file.read_text()) for file in files]
-    return found
+        for file in sorted(RESULTS.glob(f"*-{name}.json")):
+            of_dataset = found.setdefault(file.stem.rsplit("-", 2)[0], {})
+            of_dataset.setdefault(name, []).append(json.loads(file.read_text()))
+    return dict(sorted(found.items()))
 
 
-def lines_of(dataset, rule, cells):
+def lines_of(dataset, rule, models):
     """A table of one rule."""
     heads = ("model", "seeds", "NDCG@10", "Recall@10", "HybridFusion ahead by", "fits")
     yield from (f"## {dataset}, seen items {rule}", "")
     yield f"| {' | '.join(heads)} | seconds of a fit |"
     yield "|---" * 7 + "|"
-    ours = [cell["best"][rule]["places"] for cell in cells.get("HybridFusion", [])]
-    for name, parts in cells.items():
+    ours = [cell["best"][rule]["places"] for cell in models.get("HybridFusion", [])]
+    for name, parts in models.items():
         bests = [part["best"][rule] for part in parts]
         found = [best["places"] for best in bests]
         difference = ""
         if name != "HybridFusion" and ours:
-            difference = ahead(
-                zip(ours, found, strict=False)
-            )  # the first seeds, where one has more
+            # By the first seeds, where one has more of them.
+            difference = ahead(zip(ours, found, strict=False))
         first = parts[0]
         fits = f"{first['fits']} of {first['wanted_fits']}" + (", cut" if first["was_cut"] else "")
         seconds = statistics.mean(best["seconds"] for best in bests)
         note = " (leaves out what is in the history)" * bests[0]["excludes_seen"]
-        yield row_of(name + note, len(parts), found, difference, fits, f"{seconds:.0f}")
+        yield row_of(name + note, found, difference, fits, f"{seconds:.0f}")
     if rule == "ranked" and ours:
         # What it is served by: `recbole-llm recommend` leaves out what is in the history.
-        served = [cell["best"]["masked"]["places"] for cell in cells["HybridFusion"]]
+        served = [cell["best"]["masked"]["places"] for cell in models["HybridFusion"]]
         name = "HybridFusion as served (leaves out what is in the history)"
-        yield row_of(name, len(served), served, "", "", "")
+        yield row_of(name, served, "", "", "")
     for name, of_users, ndcg, recall in PUBLISHED.get(dataset, ()):
         yield f"| {name}, published, {of_users:,} users | | {ndcg:.3f} | {recall:.3f} | | | |"
     yield ""
 
 
-def row_of(name, n_seeds, places, *others):
+def row_of(name, places, *others):
     """A line of the table: measures of one wanted item for each user, seeds averaged."""
     ndcg = np.mean([gains(row).mean() for row in places])
     recall = np.mean([(np.array(row) <= 10).mean() for row in places])
-    return f"| {name} | {n_seeds} | {ndcg:.4f} | {recall:.4f} | {' | '.join(others)} |"
+    return f"| {name} | {len(places)} | {ndcg:.4f} | {recall:.4f} | {' | '.join(others)} |"
 
 
-def times_of(cells):
+def times_of(models):
     """How long the whole hybrid trains, beside SASRec until its best epoch."""
-    if not {"HybridFusion", "SASRec"} <= cells.keys():
+    if not {"HybridFusion", "SASRec"} <= models.keys():
         return []
-    ours, theirs = (cells[name][0]["best"]["masked"] for name in ("HybridFusion", "SASRec"))
+    ours, theirs = (models[name][0]["best"]["masked"] for name in ("HybridFusion", "SASRec"))
     best = max(theirs["epochs"], key=lambda epoch: epoch[1])[0]
     n_users = len(ours["places"])
     return [
@@ -252,13 +251,10 @@ def main():
             for name in args.models:
                 fill(args, dataset, seed, name)
     lines = ["# What comes next, leave-one-out", ""]
-    for dataset in dict.fromkeys(
-        file.stem.rsplit("-", 2)[0] for file in sorted(RESULTS.glob("*.json"))
-    ):
-        cells = cells_of(dataset)
+    for dataset, of_dataset in cells().items():
         for rule in RULES:
-            lines += lines_of(dataset, rule, cells)
-        lines += times_of(cells)
+            lines += lines_of(dataset, rule, of_dataset)
+        lines += times_of(of_dataset)
     (RESULTS.parent / "sequence.md").write_text("\n".join(lines))
 
 

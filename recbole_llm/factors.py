@@ -54,7 +54,7 @@ class Factors:
         known = known.copy()
         known[0] = False
         if sp.issparse(items):
-            items = (sp.diags(known.astype(np.float32)) @ items).tocsr()
+            items = scale_rows(items, known.astype(np.float32))
         elif items[~known].any():
             items[~known] = 0
         return cls(users, items, known, np.zeros(users.shape[0], dtype=np.float32), extra or {})
@@ -150,10 +150,11 @@ def standardise(factors: Factors) -> Factors:
     scale[spread] = 1.0 / np.sqrt(variance[spread])
     scale[0] = 0.0
     offset = ((factors.offset - mean) * scale).astype(np.float32)
-    return dataclasses.replace(factors, users=_scale_rows(factors.users, scale), offset=offset)
+    return dataclasses.replace(factors, users=scale_rows(factors.users, scale), offset=offset)
 
 
-def _scale_rows(rows: Rows, scale: NDArray[np.float64]) -> Rows:
+def scale_rows(rows: Rows, scale: NDArray[np.floating]) -> Rows:
+    """Every row of a table times a number of its own, float32."""
     if sp.issparse(rows):
         return (sp.diags(scale) @ rows).tocsr().astype(np.float32)
     return (rows * scale[:, None]).astype(np.float32)

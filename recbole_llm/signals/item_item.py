@@ -7,7 +7,7 @@ Balen, Goethals, "Closed-Form Models for Collaborative Filtering with Side-Infor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ from scipy.linalg import lapack
 from sklearn.utils.extmath import randomized_svd
 
 from recbole_llm.errors import FitError
-from recbole_llm.factors import Factors, Mask, Rows, Table, batches
+from recbole_llm.factors import Factors, Rows, Table, batches, scale_rows
 from recbole_llm.settings import RunOptions, Search, Words, setting
 from recbole_llm.signals.base import (
     SingleSignal,
@@ -29,7 +29,6 @@ from recbole_llm.signals.base import (
 from recbole_llm.training_data import History, TrainingData, with_ones
 
 _SOURCE = "source"
-_BATCH_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -89,12 +88,8 @@ class ItemItemSignal(SingleSignal):
                 f"its matrix would take {needed:.1f} GB, more than `item_item_memory_gb`: "
                 f"{self.memory_gb:g}"
             )
-        encoders = self.encoders if data.item_embeddings else ()
-        blocks = [_rows_of(data.item_embeddings[name], data.warm_items) for name in encoders]
         similarity = ridge_item_item(
-            data.binary,
-            lambda rows: self._alike([block[rows] for block in blocks], blocks),
-            regularization=self.regularization,
+            data.binary, self._texts(data), regularization=self.regularization
         )
         if not 0 < self.rank < data.n_items - 1:
             return by_recency(self, Factors.of(data.binary, similarity.T, data.warm_items), data)
@@ -104,11 +99,13 @@ class ItemItemSignal(SingleSignal):
         factors = Factors.of(data.binary @ source, items, data.warm_items, {_SOURCE: source})
         return by_recency(self, factors, data)
 
-    def _alike(self, texts: Sequence[Rows], others: Sequence[Rows]) -> Table:
-        """What pairs of texts stand for, by the encoders' mean cosine: float32 (n, n_others)."""
-        products = (rows @ block.T for rows, block in zip(texts, others, strict=True))
-        total = sum(part if isinstance(part, np.ndarray) else part.toarray() for part in products)
-        return np.asarray(total * np.float32(self.text_weight / max(1, len(texts))))
+    def _texts(self, data: TrainingData) -> list[Rows]:
+        """The warm items' texts by each encoder; all together count as ``text_weight`` says."""
+        encoders = self.encoders if data.item_embeddings else ()
+        share = np.sqrt(self.text_weight / max(1, len(encoders)))
+        return [
+            scale_rows(data.item_embeddings[name], share * data.warm_items) for name in encoders
+        ]
 
     def sources(self, factors: Factors) -> Rows:
         """The rows of the truncated matrix; of the full one each item's own place."""
@@ -122,27 +119,17 @@ class ItemItemSignal(SingleSignal):
         return alike.decayed(self.history_decay or 1.0) @ liked
 
 
-def _rows_of(rows: Rows, kept: Mask) -> Rows:
-    """A table whose other rows are zero."""
-    if isinstance(rows, np.ndarray):
-        return rows * kept[:, None]
-    return (sp.diags(kept.astype(np.float32)) @ rows).tocsr()
-
-
 def ridge_item_item(
-    interactions: sp.csr_matrix,
-    alike: Callable[[slice], Table | float] = lambda rows: 0.0,
-    *,
-    regularization: float,
+    interactions: sp.csr_matrix, texts: Sequence[Rows] = (), *, regularization: float
 ) -> Table:
     """EASE's matrix B, float32 (n_items, n_items): ``scores = interactions @ B``; CEASE's by texts.
 
-    ``P = (XᵀX + K + λI)⁻¹``, ``B_ij = −P_ij / P_jj``, diagonal 0. One array in all: the Gram matrix
-    is built, inverted by Cholesky and scaled in place, in float32.
+    ``P = (XᵀX + Σ TTᵀ + λI)⁻¹``, ``B_ij = −P_ij / P_jj``, diagonal 0. One array in all: the Gram
+    matrix is built, inverted by Cholesky and scaled in place, in float32.
 
     Args:
         interactions: CSR float32 (n_users, n_items), ones.
-        alike: some rows of K, (n, n_items), positive semidefinite.
+        texts: tables T of the items' texts, float32 (n_items, d), scaled as they shall count.
         regularization: λ > 0.
 
     Raises:
@@ -150,11 +137,13 @@ def ridge_item_item(
     """
     n_items = interactions.shape[1]
     gram = np.zeros((n_items, n_items), dtype=np.float32)
-    transposed = interactions.T.tocsr()
+    pairs = [(interactions.T.tocsr(), interactions)]
+    pairs += [(rows, rows.T if isinstance(rows, np.ndarray) else rows.T.tocsr()) for rows in texts]
     # A dense row block at a time: the sparse product of a busy shop is larger than the array.
-    for rows in batches(n_items, row_bytes=16 * n_items, memory_bytes=_BATCH_BYTES):
-        gram[rows] = (transposed[rows] @ interactions).toarray()
-        gram[rows] += alike(rows)
+    for rows in batches(n_items, row_bytes=16 * n_items, memory_bytes=1 << 28):
+        for own, others in pairs:
+            product = own[rows] @ others
+            gram[rows] += product if isinstance(product, np.ndarray) else product.toarray()
     gram[np.diag_indices(n_items)] += np.float32(regularization)
     # The transposed view is in LAPACK's column order, so that it is overwritten, not copied; its
     # lower triangle is the array's upper one.
