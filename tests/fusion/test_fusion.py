@@ -80,10 +80,10 @@ def test_gated_tables_equal_the_sum_by_user_and_item(seed):
     constant[0] = 0
     expected = np.zeros((N_USERS, N_ITEMS))
     for user in range(1, N_USERS):
+        scores = [f.scores(np.array([user]))[0] for f in factors]
         for item in range(1, N_ITEMS):
             expected[user, item] = constant[item] + sum(
-                gain[item] * f.scores(np.array([user]))[0, item]
-                for f, gain in zip(factors, gains, strict=True)
+                gain[item] * of_user[item] for of_user, gain in zip(scores, gains, strict=True)
             )
     np.testing.assert_allclose(
         scores_of(gated(factors, gains, constant)), expected, rtol=1e-4, atol=1e-4
