@@ -180,6 +180,19 @@ def save(figure, name):
     plt.close(figure)
 
 
+def cost_lines():
+    """What `cold_cost.py` has measured."""
+    files = sorted((OUT / "cold_cost").glob("*.json"))
+    if files:
+        yield from ("", "# The cold evaluation beside RecBole's plain one, seconds", "")
+        yield "Of the same model's test part, in turns."
+        yield from ("", "| data set | test rows | plain | cold, times plain |", "|---|---|---|---|")
+    for file in files:
+        cell = json.loads(file.read_text())
+        facts = (cell["dataset"], f"{cell['rows']:,}", f"{cell['plain_seconds']:.2f}")
+        yield f"| {' | '.join(facts)} | {cell['ratio']:.2f} |"
+
+
 def main():
     found = cells()
     ratios = {dataset: ratio(models) for dataset, models in found.items()}
@@ -202,6 +215,7 @@ def main():
     for dataset, models in found.items():
         lines += dataset_lines(dataset, models)
     lines += fold_in_plot()
+    lines += cost_lines()
     (OUT / "cold_start.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     by_count_plot()
