@@ -11,6 +11,7 @@ from collections import defaultdict
 import cold_start
 import matplotlib as mpl
 import numpy as np
+import readme
 
 from recbole_llm.fusion import draw_exposure
 
@@ -21,6 +22,8 @@ OUT = cold_start.HERE / "results"
 COLUMNS = ("cold", "cold_in_all", "warm", "warm_in_all", "all")
 HEADS = ("cold among cold", "cold in all", "warm among warm", "warm in all", "all")
 LIGHTFM = ("LightFM", "LightFM without identities")
+SIGNALS = ("TF-IDF mean", "BERT mean", "text map of BERT", "text map of words")
+SIGNALS += tuple(name for name in cold_start.MODELS if name.startswith("ridge of "))
 PLOTTED = {
     "HybridFusion": ("#1b6ca8", "o"),
     "flat weights": ("#7fb2d9", "s"),
@@ -83,33 +86,46 @@ def ratio(models):
     return min(found, default=float("nan"))
 
 
-def fold_in_plot():
-    """The fold-in curve, means over the seeds; and its table's lines."""
+def fold_ins():
+    """Data set -> its runs with new users."""
     found = defaultdict(list)
     for file in sorted((OUT / "cold_users").glob("*.json")):
         found[file.stem.rpartition("-")[0]].append(json.loads(file.read_text()))
-    lines = ["", "# New users, test NDCG@10", ""]
-    lines += [
-        "20 % of the users have no training interaction. Without history, all their items are to "
-        "be found; folded in: 1, 3 or 5 of them are told, and all but five are to be found.",
-        "",
-        "| data set | seeds | model | without history | 0 folded in | 1 | 3 | 5 |",
-        "|---" * 8 + "|",
-    ]
+    return found
+
+
+def folded_in(runs, name):
+    """NDCG@10 of what a new user has not told, for each number of told items, seeds averaged."""
+    return np.mean([run["fold_in"][name] for run in runs], axis=0)
+
+
+def fold_in_lines(found):
+    if found:
+        yield from ("", "# New users, test NDCG@10", "")
+        yield (
+            "20 % of the users have no training interaction. Without history, all their items are "
+            "to be found; folded in: 1, 3 or 5 of them are told, and all but five are to be found."
+        )
+        yield from ("", "| data set | seeds | model | without history | 0 folded in | 1 | 3 | 5 |")
+        yield "|---" * 8 + "|"
+    for dataset, runs in found.items():
+        for name in ("HybridFusion", "popularity"):
+            new = statistics.mean(run["test"][name]["new_user_ndcg@10"] for run in runs)
+            values = " | ".join(f"{value:.4f}" for value in (new, *folded_in(runs, name)))
+            yield f"| {dataset} | {len(runs)} | {name} | {values} |"
+
+
+def fold_in_plot(found):
     if not found:
-        return []
+        return
     figure, axes = plt.subplots(
         1, len(found), figsize=(4.2 * len(found), 3.6), squeeze=False, constrained_layout=True
     )
-    for axis, (dataset, results) in zip(axes[0], found.items(), strict=True):
-        liked = results[0]["fold_in"]["liked"]
+    for axis, (dataset, runs) in zip(axes[0], found.items(), strict=True):
+        liked = runs[0]["fold_in"]["liked"]
         for name in ("HybridFusion", "popularity"):
-            values = np.mean([result["fold_in"][name] for result in results], axis=0)
-            new = statistics.mean(r["test"][name]["new_user_ndcg@10"] for r in results)
             colour, marker = PLOTTED[name]
-            axis.plot(liked, values, color=colour, marker=marker, label=name)
-            cells_ = " | ".join(f"{value:.4f}" for value in (new, *values))
-            lines.append(f"| {dataset} | {len(results)} | {name} | {cells_} |")
+            axis.plot(liked, folded_in(runs, name), color=colour, marker=marker, label=name)
         axis.set_title(dataset)
         axis.set_xlabel("items folded in")
         axis.set_xticks(liked)
@@ -118,7 +134,6 @@ def fold_in_plot():
         axis.legend(frameon=False, fontsize=8)
     axes[0][0].set_ylabel("test NDCG@10 of the rest")
     save(figure, "cold_users-fold_in")
-    return lines
 
 
 def by_count_plot():
@@ -193,31 +208,61 @@ def cost_lines():
         yield f"| {' | '.join(facts)} | {cell['ratio']:.2f} |"
 
 
-def main():
-    found = cells()
+def report_lines(found):
     ratios = {dataset: ratio(models) for dataset, models in found.items()}
     known = [value for value in ratios.values() if value == value]
-    lines = [
-        "# New items: cold splits, test NDCG@10",
-        "",
+    yield from ("# New items: cold splits, test NDCG@10", "")
+    yield (
         "20 % of the items have no training interaction; half of them are cold in validation, half "
         "in test. Means over the split's seeds, whose number stands beside. Cold among cold: the "
         "test's cold items ranked among each other; in all: among all items. LightFM and "
         f"DropoutNet: {cold_start.FITS} settings searched on the cold validation items of the "
         "first seed; EASE, ItemKNN and BPR: a small grid on its warm ones; the other seeds keep "
-        "what was found. The last column: what "
-        "HybridFusion is ahead by, paired over the seeds, and in how many of them.",
-        "",
+        "what was found. The last column: what HybridFusion is ahead by, paired over the seeds, "
+        "and in how many of them."
+    )
+    yield ""
+    yield (
         "Cold among cold, HybridFusion over the better LightFM: "
         + ", ".join(f"{dataset} {value:.2f}" for dataset, value in ratios.items() if value == value)
-        + (f"; geometric mean {statistics.geometric_mean(known):.2f}." if known else "."),
-    ]
+        + (f"; geometric mean {statistics.geometric_mean(known):.2f}." if known else ".")
+    )
     for dataset, models in found.items():
-        lines += dataset_lines(dataset, models)
-    lines += fold_in_plot()
-    lines += cost_lines()
-    (OUT / "cold_start.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+        yield from dataset_lines(dataset, models)
+    yield from fold_in_lines(fold_ins())
+    yield from cost_lines()
+
+
+def readme_lines(found):
+    """Cold among cold: HybridFusion beside the better LightFM and the best signal by itself."""
+    yield "| data set | splits | LightFM | best signal by itself | flat weights | HybridFusion |"
+    yield "|---|---|---|---|---|---|"
+    for dataset, models in found.items():
+        ours = models.get("HybridFusion", {})
+        # Of all models on the same splits.
+        values = {
+            name: mean(runs, "cold", ours)
+            for name, runs in models.items()
+            if ours and runs.keys() >= ours.keys()
+        }
+        if not values.keys() & {*LIGHTFM}:
+            continue
+        lightfm = max(values[name] for name in LIGHTFM if name in values)
+        signal = max((name for name in SIGNALS if name in values), key=values.__getitem__)
+        flat = f"{values['flat weights']:.3f}" if "flat weights" in values else ""
+        yield (
+            f"| {dataset} | {len(ours)} | {lightfm:.3f} | {signal} {values[signal]:.3f} | {flat} | "
+            f"{values['HybridFusion']:.3f} |"
+        )
+
+
+def main():
+    found = cells()
+    text = "\n".join(report_lines(found)) + "\n"
+    (OUT / "cold_start.md").write_text(text)
+    print(text)
+    readme.write_table("cold_start", readme_lines(found))
+    fold_in_plot(fold_ins())
     by_count_plot()
     exposure_plot()
 

@@ -12,6 +12,7 @@ import scipy.stats
 import torch
 from recbole.evaluator.metrics import AveragePopularity, GiniIndex, ItemCoverage
 
+from benchmarks import readme
 from benchmarks.compare import cells, data, grid, growth, measure, paired, report, text_stand_ins
 from benchmarks.compare.__main__ import main
 from benchmarks.compare.collected import Collected
@@ -475,5 +476,5 @@ def test_no_number_of_the_report_is_typed_by_hand():
     collected = Collected.read(COMMITTED)
     file = ROOT / "benchmarks" / "REPORT.md"
     assert report.text_of(collected, COMMITTED, file.parent) == file.read_text()
-    readme = (ROOT / "README.md").read_text()
-    assert report.with_table(readme, report.readme_lines(collected)) == readme
+    text = readme.FILE.read_text()
+    assert readme.with_table(text, "compare", report.readme_lines(collected)) == text

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+README = (ROOT / "README.md").read_text()
 BLOCKS = [
     (language, code)
     for language, code in re.findall(r"```(bash|python)\n(.*?)```", README, re.DOTALL)
@@ -44,3 +46,29 @@ def test_the_readmes_code_runs_as_written(folder, number):
     assert done.returncode == 0, done.stderr
     if "run_recbole" in code:
         assert "test result" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "report", "table"),
+    [
+        ("cold_start_report", "cold_start.md", "cold_start"),
+        ("sequence", "sequence.md", "sequence"),
+    ],
+)
+def test_no_number_of_a_reports_tables_is_typed_by_hand(script, report, table):
+    code = (
+        f"import readme, {script} as made; found = made.cells();"
+        "print('\\n'.join(made.report_lines(found)), end='\\0');"
+        f"print(readme.with_table(readme.FILE.read_text(), {table!r}, made.readme_lines(found)),"
+        " end='')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(BENCHMARKS)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    made, readme = done.stdout.split("\0")
+    assert made.strip() == (BENCHMARKS / "results" / report).read_text().strip()
+    assert readme == README

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks import readme
 from benchmarks.compare import grid, report_costs
 from benchmarks.compare.cells import FORMAT, ROOT, CompareError
 from benchmarks.compare.collected import Collected, Key, first_seed, mean_ndcg, mean_of
 from benchmarks.compare.markdown import number, paragraph, seconds, table
 
-BEGIN, END = "<!-- compare: begin -->", "<!-- compare: end -->"
 TITLES = {
     "random": "RecBole's random split (8:1:1)",
     "leave_one_out": "Leave-one-out by order",
@@ -54,8 +54,7 @@ def write(folder: Path) -> list[str]:
     if collected.others:
         said.append(f"{collected.others} files of other versions are kept and not mixed in")
     if is_main:
-        readme = ROOT / "README.md"
-        readme.write_text(with_table(readme.read_text(), readme_lines(collected)))
+        readme.write_table("compare", readme_lines(collected))
         said.append("README.md: its table")
     return said
 
@@ -171,19 +170,6 @@ _SUMMARY = (
 def readme_lines(collected: Collected) -> list[str]:
     """The README's table: against the best classic model, chosen on the test part itself."""
     return table(_SUMMARY, _summary_rows(collected))
-
-
-def with_table(readme: str, lines: Sequence[str]) -> str:
-    """The README with a new table between its marks.
-
-    Raises:
-        CompareError: it has no marks.
-    """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise CompareError(f"README.md has no lines {BEGIN} and {END}")
-    return f"{before}{begin}\n" + "\n".join(lines).rstrip() + f"\n{end}{after}"
 
 
 def _short(collected: Collected, prefix: str) -> Iterator[str]:
