@@ -21,7 +21,7 @@ TURNS = 7
 
 
 def evaluation(dataset, args, cold_eval):
-    """A function that evaluates the test part of a cold split, and how many users that has."""
+    """A function that evaluates the test part of a cold split, and how many rows that has."""
     seed = args.seeds[0]
     values = {"data_path": str(args.work / "splits"), "seed": seed, "cold_eval": cold_eval}
     values |= {"topk": [10, 20], "state": "WARNING"}

@@ -162,6 +162,11 @@ def gains(places):
     return (places <= 10) / np.log2(places + 1)
 
 
+def mean_ndcg(places):
+    """NDCG@10 of one wanted item for each user, seeds averaged."""
+    return np.mean([gains(row).mean() for row in places])
+
+
 def ahead(pairs):
     """Mean difference of NDCG@10 and its 95 % bootstrap interval over users, seeds averaged.
 
@@ -216,7 +221,7 @@ def lines_of(dataset, rule, models):
 
 def row_of(name, places, *others):
     """A line of the table: measures of one wanted item for each user, seeds averaged."""
-    ndcg = np.mean([gains(row).mean() for row in places])
+    ndcg = mean_ndcg(places)
     recall = np.mean([(np.array(row) <= 10).mean() for row in places])
     return f"| {name} | {len(places)} | {ndcg:.4f} | {recall:.4f} | {' | '.join(others)} |"
 
@@ -256,11 +261,10 @@ def readme_lines(found):
         places.pop("IntentSequence", None)
         if not (ours and places):
             continue
-        ndcg = {name: np.mean([gains(row).mean() for row in rows]) for name, rows in places.items()}
+        ndcg = {name: mean_ndcg(rows) for name, rows in places.items()}
         best = max(ndcg, key=ndcg.__getitem__)
-        value = np.mean([gains(row).mean() for row in ours])
         yield (
-            f"| {dataset} | {len(ours)} | {value:.3f} | {best} {ndcg[best]:.3f} | "
+            f"| {dataset} | {len(ours)} | {mean_ndcg(ours):.3f} | {best} {ndcg[best]:.3f} | "
             f"{ahead(zip(ours, places[best], strict=False))} |"
         )
 
