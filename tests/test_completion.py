@@ -195,3 +195,22 @@ def test_a_new_user_of_a_sparse_signal_scores_as_the_mean_user():
     scores = signal.scores(np.arange(N_USERS))
     np.testing.assert_allclose(completed.scores(np.array([3]))[0], weights @ scores, atol=1e-4)
     np.testing.assert_allclose(completed.scores(np.array([5])), scores[[5]], atol=1e-6)
+
+
+def test_the_penalty_seen_in_random_directions_is_as_good_as_the_best_of_all_columns():
+    features = make_features()
+    signal, _, counts = make_signal(features, noise=3.0)
+    weights = trust(counts) * signal.known
+    others = np.random.default_rng(2).standard_normal((200, signal.items.shape[1]))
+    chosen = choose_penalty(features, signal.items, weights, others.astype(np.float32), seed=0)
+    used = np.flatnonzero((weights > 0) & features.has_text)
+    held = np.random.default_rng(0).permutation(used)[: round(0.2 * len(used))]
+    rest = weights.copy()
+    rest[held] = 0
+
+    def error(penalty):
+        said = fit_ridge(features, signal.items, rest, penalty=penalty).apply(features[held])
+        wrong = (said - signal.items[held]) @ others.T
+        return float(weights[held] @ np.square(wrong).sum(axis=1))
+
+    assert error(chosen) <= 1.01 * min(map(error, (100.0, 30.0, 10.0, 3.0, 1.0, 0.3)))

@@ -39,6 +39,8 @@ from recbole_llm.training_data import TrainingData, entries, with_ones
 _NEGATIVES = 256
 _MOST_EPOCHS = 8
 _MOST_INTERACTIONS = 1 << 18
+# Rows of weights that are moved at once: what they need stays in the processor's cache.
+_CACHED = 512
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,16 @@ def _columns(matrix: sp.csr_matrix, kept: Mask) -> sp.csr_matrix:
     return cut
 
 
+def _distinct(numbers: Index, most: int) -> tuple[Index, Index]:
+    """The numbers that occur, ascending, and each one's place among them; all below ``most``.
+
+    `np.unique` sorts, which many numbers of few kinds do not need.
+    """
+    occurs = np.zeros(most, dtype=bool)
+    occurs[numbers] = True
+    return np.flatnonzero(occurs), (np.cumsum(occurs) - 1)[numbers]
+
+
 class _SparseProduct(torch.autograd.Function):
     """``matrix @ dense`` of a CSR matrix without gradient, by SciPy on the CPU.
 
@@ -216,14 +228,15 @@ class _Weights:
         self.mean, self.square = torch.zeros_like(value), torch.zeros_like(value)
         self.n_steps = 0
 
-    def step(self, rows: torch.Tensor | slice, gradient: torch.Tensor) -> None:
+    def step(self, rows: torch.Tensor, gradient: torch.Tensor) -> None:
         self.n_steps += 1
-        mean = torch.lerp(self.mean[rows], gradient, 0.1)
-        square = torch.lerp(self.square[rows], gradient.square(), 0.001)
-        self.mean[rows], self.square[rows] = mean, square
         size = self.learning_rate / (1 - 0.9**self.n_steps)
-        spread = (square / (1 - 0.999**self.n_steps)).sqrt_().add_(1e-8)
-        self.value[rows] -= size * mean / spread
+        for part, change in zip(rows.split(_CACHED), gradient.split(_CACHED), strict=True):
+            mean = torch.lerp(self.mean[part], change, 0.1)
+            square = torch.lerp(self.square[part], change.square(), 0.001)
+            self.mean[part], self.square[part] = mean, square
+            spread = (square / (1 - 0.999**self.n_steps)).sqrt_().add_(1e-8)
+            self.value[part] -= size * mean / spread
 
 
 class _Trainer:
@@ -285,7 +298,7 @@ class _Trainer:
         """Learn from interactions with ``positives`` of users with the histories ``seen``."""
         data = seen.data.copy()
         data[seen.indices == np.repeat(positives, np.diff(seen.indptr))] = 0
-        live, place = np.unique(np.r_[seen.indices, positives], return_inverse=True)
+        live, place = _distinct(np.r_[seen.indices, positives], self.history.shape[1])
         n_seen = len(seen.indices)
         shape = (len(positives), len(live))
         others = sp.csr_matrix((data, place[:n_seen], seen.indptr), shape=shape)
@@ -319,21 +332,21 @@ class _Trainer:
 
     def _rows(
         self, items: Index
-    ) -> tuple[torch.Tensor, list[tuple[_Weights, torch.Tensor | slice, torch.Tensor]]]:
+    ) -> tuple[torch.Tensor, list[tuple[_Weights, torch.Tensor, torch.Tensor]]]:
         """Unit rows of some items on the device, and the weights that they are made of."""
         total = torch.zeros(len(items), self.signal.dimensions, device=self.device)
-        used: list[tuple[_Weights, torch.Tensor | slice, torch.Tensor]] = []
+        used: list[tuple[_Weights, torch.Tensor, torch.Tensor]] = []
         for block, dense, weights in zip(
             self.features.blocks, self.dense, self.weights, strict=True
         ):
             if dense is not None:
                 leaf = weights.value.clone().requires_grad_()
                 total = total + dense[torch.from_numpy(items).to(self.device)] @ leaf
-                used.append((weights, slice(None), leaf))
+                used.append((weights, torch.arange(len(leaf), device=self.device), leaf))
                 continue
             words: sp.csr_matrix = block[items]
-            terms, column = np.unique(words.indices, return_inverse=True)
-            chosen = torch.from_numpy(terms.astype(np.int64))
+            terms, column = _distinct(words.indices, block.shape[1])
+            chosen = torch.from_numpy(terms)
             leaf = weights.value[chosen].requires_grad_()
             compact = sp.csr_matrix(
                 (words.data, column, words.indptr), shape=(len(items), len(terms))

@@ -118,12 +118,13 @@ def test_a_step_leaves_the_positive_out_of_its_history_and_out_of_the_negatives(
 
 
 def test_adam_steps_as_torch_does_where_all_rows_are_used():
-    start, gradients = torch.randn(5, 3), torch.randn(4, 5, 3)
+    n = 1200  # more than are moved at once
+    start, gradients = torch.randn(n, 3), torch.randn(4, n, 3)
     ours = _Weights(start.clone(), 0.05)
     theirs = torch.nn.Parameter(start.clone())
     adam = torch.optim.Adam([theirs], lr=0.05)
     for gradient in gradients:
-        ours.step(slice(None), gradient)
+        ours.step(torch.arange(n), gradient)
         theirs.grad = gradient.clone()
         adam.step()
     torch.testing.assert_close(ours.value, theirs.detach())
