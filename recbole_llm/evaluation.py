@@ -221,7 +221,11 @@ def evaluate_users(
     blocks: Sequence[Factors], validation: Validation, metric: Metric, device: str = "cpu"
 ) -> NDArray[np.float64]:
     """A metric of each of the validation users, float64 (len(validation.users),)."""
-    scorer = Scorer(blocks, device)
+    return metric_of_users(Scorer(blocks, device), validation, metric)
+
+
+def metric_of_users(scorer: Scores, validation: Validation, metric: Metric) -> NDArray[np.float64]:
+    """:func:`evaluate_users` by whatever gives scores."""
     values = np.empty(len(validation.users))
     for part, scores in masked_scores(scorer, validation):
         k = min(metric.k, scorer.n_items)

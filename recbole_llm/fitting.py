@@ -66,6 +66,7 @@ class FitReport:
         cold_weights: label -> share of a cold item's score; empty where they are treated alike.
         cold_level: what is added to a cold item's fused z-score; None likewise.
         exposure: what other levels would give, see :class:`~recbole_llm.fusion.Fused`.
+        new_user_popularity: see :class:`~recbole_llm.fusion.Fused`.
         fused: the fused validation metric on the users that the weights were tuned on.
         seconds: phase -> seconds.
         texts: distinct texts ``encoded`` now, and ``cached`` before.
@@ -79,6 +80,7 @@ class FitReport:
     cold_weights: dict[str, float] = field(default_factory=dict)
     cold_level: float | None = None
     exposure: list[dict[str, float | None]] = field(default_factory=list)
+    new_user_popularity: float = 0.0
     fused: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     texts: dict[str, int] = field(default_factory=lambda: {"encoded": 0, "cached": 0})
@@ -455,6 +457,7 @@ def fuse(
     report.cold_weights = dict(fused.cold_weights)
     report.cold_level = fused.cold_level
     report.exposure = [dict(point) for point in fused.exposure]
+    report.new_user_popularity = fused.new_user_popularity
     return fused
 
 
@@ -521,6 +524,8 @@ def _log(report: FitReport, metric: Metric) -> None:
         logger.info(f"weights of cold items: {listed(report.cold_weights)}")
         for line in exposure_table(report.exposure, report.cold_level, metric):
             logger.info(line)
+    if report.new_user_popularity:
+        logger.info(f"new users: {report.new_user_popularity:.0%} of their score is popularity")
     if report.fused is not None:
         best = max(report.signals, key=lambda label: report.signals[label] or 0.0)
         logger.info(

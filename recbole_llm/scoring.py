@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import torch
 
 from recbole_llm.errors import SettingsError
-from recbole_llm.factors import Factors
+from recbole_llm.factors import Factors, Table
 
 
 def find_device(name: str) -> torch.device:
@@ -61,6 +61,23 @@ class Scorer:
         total = first.pairs(users, items)
         for block in others:
             total += block.pairs(users, items)
+        return total
+
+
+class GainedScorer:
+    """The sum of signals' scores, each times an item's gain."""
+
+    def __init__(self, factors: Sequence[Factors], gains: Sequence[Table], device: str) -> None:
+        used = [(f, gain) for f, gain in zip(factors, gains, strict=True) if gain.any()]
+        self.device = torch.device(device)
+        self.n_items = factors[0].n_items
+        self._parts = [(Scorer([f], device), torch.from_numpy(g).to(device)) for f, g in used]
+
+    def scores(self, users: torch.Tensor) -> torch.Tensor:
+        """Scores of some users for all items: a new float32 tensor (len(users), n_items)."""
+        total = torch.zeros(len(users), self.n_items, device=self.device)
+        for scorer, gain in self._parts:
+            total.addcmul_(scorer.scores(users), gain[None, :])
         return total
 
 

@@ -120,6 +120,8 @@ class Fused:
             the top k, and the metric on ``all``, ``warm_in_all``, ``cold_in_all`` (None where
             nobody wants such items).
         cold_gains: label -> what a cold item's z-score is multiplied by; empty: ``weights``.
+        new_user_popularity: popularity's share, beside what the signals say, in the score of a
+            user without history.
     """
 
     blocks: tuple[Factors, ...]
@@ -128,6 +130,7 @@ class Fused:
     cold_level: float | None = None
     exposure: Sequence[Mapping[str, float | None]] = ()
     cold_gains: Weights = field(default_factory=dict)
+    new_user_popularity: float = 0.0
 
 
 def or_equal(weights: Weights, labels: Collection[str]) -> Weights:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from recbole_llm.errors import SettingsError
 from recbole_llm.evaluation import Metric, Validation, is_positive, masked_scores
 from recbole_llm.factors import Factors, Index, Mask, Table
-from recbole_llm.scoring import Scorer
+from recbole_llm.scoring import GainedScorer
 from recbole_llm.settings import RunOptions
 from recbole_llm.slices import seeded_rank, top_items
 
@@ -96,7 +96,7 @@ class Contest:
             k: length of a list.
             run: device and seed.
         """
-        scorer = _GainedScorer(factors, gains, run.device)
+        scorer = GainedScorer(factors, gains, run.device)
         rank = seeded_rank(scorer.n_items, run.seed).to(run.device)
         warm_items = ~cold
         warm_items[0] = False
@@ -181,22 +181,6 @@ class Contest:
         """What the levels of many shares of cold items give, by increasing level."""
         levels = [self.level_of_share(share, scale) for share in _SHARES]
         return [self.outcome(level, scale, metric) for level in sorted(set(levels))]
-
-
-class _GainedScorer:
-    """The sum of signals' scores, each times an item's gain."""
-
-    def __init__(self, factors: Sequence[Factors], gains: Sequence[Table], device: str) -> None:
-        used = [(f, gain) for f, gain in zip(factors, gains, strict=True) if gain.any()]
-        self.device = torch.device(device)
-        self.n_items = factors[0].n_items
-        self._parts = [(Scorer([f], device), torch.from_numpy(g).to(device)) for f, g in used]
-
-    def scores(self, users: torch.Tensor) -> torch.Tensor:
-        total = torch.zeros(len(users), self.n_items, device=self.device)
-        for scorer, gain in self._parts:
-            total.addcmul_(scorer.scores(users), gain[None, :])
-        return total
 
 
 def exposure_table(

@@ -1,4 +1,4 @@
-"""Weights of their own for cold items, and a level that sets them beside the warm ones."""
+"""Weights of their own for cold items, a level that sets them beside the warm ones, new users."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ import numpy as np
 from recbole_llm.evaluation import Validation
 from recbole_llm.factors import Factors, Mask, Table, gated
 from recbole_llm.fusion.base import Evidence, Fused, Judged, Situation, Weights, or_equal
-from recbole_llm.fusion.exposure import Contest, parse_exposure
+from recbole_llm.fusion.exposure import Contest, Wish, parse_exposure
+from recbole_llm.fusion.new_users import (
+    LEAST_WEIGHT,
+    POPULARITY,
+    lean_on_popularity,
+    popularity_share,
+)
 from recbole_llm.fusion.weighted_sum import sum_of
 
 # Where fewer of the items are cold, their signals count equally: weights of their own are not
@@ -35,14 +41,27 @@ class WarmthGate:
     items among cold ones (those of the validation part, and warm ones that are completed as if
     they were cold) and on warm items: few cold items are soon learned by heart. ``s`` gives cold
     items twice the warm ones' spread over the items of a typical user. So no order among warm
-    items or among cold ones depends on the level.
+    items or among cold ones depends on the level. Of a new user's score popularity is a share.
     """
 
     def fit(self, evidence: Evidence, cold_exposure: str) -> Fused:
         """Tune both weights, then choose the level; what the user fixed stays as it is."""
+        now, warm_weights = evidence.now, evidence.tuned("warm")
+        share = popularity_share(now, warm_weights, evidence.metric, evidence.run)
+        if share and not warm_weights[POPULARITY]:
+            # A user who gave it no weight wants none of it.
+            share = share if evidence.weights is None else 0.0
+            warm_weights = {**warm_weights, POPULARITY: LEAST_WEIGHT} if share else warm_weights
+        if share:
+            is_new = np.diff(now.known.indptr) == 0
+            factors = lean_on_popularity(now.factors, is_new, share, warm_weights[POPULARITY])
+            evidence = dataclasses.replace(evidence, now=dataclasses.replace(now, factors=factors))
+        fused = self._gate(evidence, warm_weights, parse_exposure(cold_exposure))
+        return dataclasses.replace(fused, new_user_popularity=share)
+
+    def _gate(self, evidence: Evidence, warm_weights: Weights, wish: Wish) -> Fused:
         now, metric, run = evidence.now, evidence.metric, evidence.run
-        wish, fixed = parse_exposure(cold_exposure), evidence.cold_weights
-        warm_weights = evidence.tuned("warm")
+        fixed = evidence.cold_weights
         cold = now.cold
         told = [label for label, factors in now.factors.items() if factors.known[cold].any()]
         if not told:

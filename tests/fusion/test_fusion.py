@@ -14,6 +14,7 @@ from recbole_llm.evaluation import Metric, Validation, evaluate
 from recbole_llm.factors import Factors, gated
 from recbole_llm.fusion import FUSIONS, Evidence, Situation, parse_exposure
 from recbole_llm.fusion.exposure import Contest, Wish
+from recbole_llm.fusion.new_users import lean_on_popularity, popularity_share
 from recbole_llm.fusion.weighted_sum import sum_of
 from recbole_llm.model_settings import read_model_settings
 from recbole_llm.settings import RunOptions
@@ -52,7 +53,7 @@ def situation(seed=0, kinds=("dense", "full", "words")):
     return Situation(factors, sp.csr_matrix(known), sp.csr_matrix(wanted.astype(np.float32)))
 
 
-def fit(now, exposure="auto", rule="warmth_gate", trials=30):
+def evidence_of(now, trials=30):
     def tune(sets):
         if not sets:
             return {}
@@ -61,8 +62,11 @@ def fit(now, exposure="auto", rule="warmth_gate", trials=30):
     def select(sets):
         return select_weights(sets, METRIC, RUN, memory_gb=0.1) if sets else {}
 
-    evidence = Evidence(now, lambda: situation(seed=9), tune, select, METRIC, RUN)
-    return FUSIONS[rule].fit(evidence, exposure)
+    return Evidence(now, lambda: situation(seed=9), tune, select, METRIC, RUN)
+
+
+def fit(now, exposure="auto", rule="warmth_gate", trials=30):
+    return FUSIONS[rule].fit(evidence_of(now, trials), exposure)
 
 
 def scores_of(blocks):
@@ -220,3 +224,58 @@ def test_cold_exposure_is_read():
 def test_a_bad_cold_exposure_gets_one_line(text):
     with pytest.raises(SettingsError, match="`cold_exposure` must be auto, a number"):
         read_model_settings(None, {"cold_exposure": text})
+
+
+NEW = np.arange(N_USERS) >= N_USERS - 12
+
+
+def with_new_users(now, wanted_by_new):
+    """The last users have no history, and want the items that a matrix of scores puts first."""
+    known, wanted = now.known.tolil(), now.wanted.tolil()
+    for user in np.flatnonzero(NEW):
+        known[user], wanted[user] = 0, 0
+        warm = np.where(COLD, -np.inf, wanted_by_new[user])
+        warm[0] = -np.inf
+        wanted[user, np.argsort(-warm)[:3]] = 1
+    return dataclasses.replace(now, known=known.tocsr(), wanted=wanted.tocsr())
+
+
+def test_of_a_new_users_score_popularity_is_a_share_and_nobody_elses_changes():
+    now = situation()
+    weights = {"dense": 0.5, "full": 0.2, "words": 0.2, "popularity": 0.1}
+
+    def weighed(factors):
+        return sum(weights[label] * f.scores(np.arange(N_USERS)) for label, f in factors.items())
+
+    before, popular = weighed(now.factors), now.factors["popularity"].scores(np.arange(N_USERS))
+    for share in (0.3, 1.0):
+        after = weighed(lean_on_popularity(now.factors, NEW, share, weights["popularity"]))
+        np.testing.assert_allclose(after[~NEW], before[~NEW], atol=1e-5)
+        expected = (1 - share) * before[NEW] + share * popular[NEW]
+        np.testing.assert_allclose(after[NEW], expected, atol=1e-4)
+
+
+def test_new_users_get_what_is_popular_only_where_nothing_is_surely_better():
+    now = situation()
+    weights = dict.fromkeys(now.factors, 0.25)
+    everybody = np.arange(N_USERS)
+    popular = with_new_users(now, now.factors["popularity"].scores(everybody))
+    assert popularity_share(popular, weights, METRIC, RUN) == 1.0
+    told = with_new_users(now, sum(f.scores(everybody) for f in now.factors.values()))
+    assert popularity_share(told, weights, METRIC, RUN) < 0.5
+    assert popularity_share(now, weights, METRIC, RUN) == 0.0  # nobody is new
+
+
+def test_the_gate_serves_new_users_by_popularity_and_keeps_a_weight_of_zero_that_is_fixed():
+    now = situation()
+    popular = now.factors["popularity"].scores(np.arange(N_USERS))
+    fused = fit(with_new_users(now, popular))
+    assert fused.new_user_popularity == 1.0
+    warm = np.flatnonzero(~COLD)[1:]
+    scores, expected = scores_of(fused.blocks)[NEW][:, warm], popular[NEW][:, warm]
+    np.testing.assert_allclose(scores, expected, atol=1e-3)
+    evidence = evidence_of(with_new_users(situation(), popular), trials=5)
+    fixed = {"dense": 1.0, "full": 1.0, "words": 1.0, "popularity": 0.0}
+    fused = FUSIONS["warmth_gate"].fit(dataclasses.replace(evidence, weights=fixed), "auto")
+    assert fused.new_user_popularity == 0.0
+    assert dict(fused.weights) == fixed
