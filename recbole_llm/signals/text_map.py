@@ -7,7 +7,7 @@ plus a trained table of word vectors. A user's row is the normalised sum of her 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -32,6 +32,7 @@ from recbole_llm.signals.base import (
     held_out_items,
     last,
     last_good_epoch,
+    with_settings,
 )
 from recbole_llm.training_data import TrainingData, entries, with_ones
 
@@ -69,9 +70,19 @@ class TextMapSignal(TextSignal):
     user_text_weight: float = setting(
         0.3, "What a user's own text counts beside her history.", at_least=0.0
     )
+    together: bool = setting(
+        False, "Whether one more map reads all encoders at once, beside the one of each."
+    )
     encoders: Words = ()
 
     seeded: ClassVar[bool] = True
+
+    def variants(self, name: str, encoders: Sequence[str]) -> dict[str, TextMapSignal]:
+        """One map per encoder, and with ``together`` one of all of them under its own name."""
+        found = super().variants(name, encoders)
+        if self.together and len(encoders) > 1:
+            found[name] = with_settings(self, {"encoders": tuple(encoders)})
+        return found
 
     def settle(self, data: TrainingData, run: RunOptions) -> TextMapSignal:
         """With the number of epochs after which a held-out tenth of the items is ranked best.

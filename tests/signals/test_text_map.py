@@ -65,6 +65,14 @@ def test_one_signal_per_encoder():
     assert list(QUICK.variants("text_map", ["lexical"])) == ["text_map:lexical"]
 
 
+def test_one_more_map_of_all_encoders_where_it_is_wanted():
+    wanted = dataclasses.replace(QUICK, together=True)
+    variants = wanted.variants("text_map", ["bert", "lexical"])
+    assert list(variants) == ["text_map:bert", "text_map:lexical", "text_map"]
+    assert variants["text_map"].encoders == ("bert", "lexical")
+    assert list(wanted.variants("text_map", ["lexical"])) == ["text_map:lexical"]
+
+
 @pytest.mark.parametrize("encoders", [("bert",), ("lexical",), ("bert", "lexical")])
 def test_learns_what_of_a_text_matters_for_cold_items(encoders):
     data = hidden_taste()
