@@ -288,12 +288,30 @@ def readme_lines(found):
         )
 
 
+def new_user_lines(found):
+    """New users beside popularity: of whom nothing is known, and one liked item."""
+    yield "| data set | splits | popularity | HybridFusion | popularity, 1 liked | HybridFusion |"
+    yield "|---|---|---|---|---|---|"
+    for dataset, runs in found.items():
+        once = runs[0]["fold_in"]["liked"].index(1)
+        values = [
+            (
+                statistics.mean(run["test"][name]["new_user_ndcg@10"] for run in runs),
+                folded_in(runs, name)[once],
+            )
+            for name in ("popularity", "HybridFusion")
+        ]
+        flat = " | ".join(f"{value:.3f}" for pair in zip(*values, strict=True) for value in pair)
+        yield f"| {dataset} | {len(runs)} | {flat} |"
+
+
 def main():
     found = cells()
     text = "\n".join(report_lines(found)) + "\n"
     (OUT / "cold_start.md").write_text(text)
     print(text)
     readme.write_table("cold_start", readme_lines(found))
+    readme.write_table("new_users", new_user_lines(fold_ins()))
     fold_in_plot(fold_ins())
     by_count_plot()
     exposure_plot()

@@ -104,11 +104,12 @@ def score_moments(
     """Mean and variance of every user's scores over the known items, each float64 (n_users,).
 
     Dense tables: ``users[u]·mean(V)`` and ``users[u]ᵀ cov(V) users[u]``. Sparse user rows would
-    need an items² covariance, so their scores are made in batches within ``memory_bytes``.
+    need an items² covariance, so their scores are made in batches within ``memory_bytes``; so are
+    those of fewer users than a row is wide, a newcomer's say, to whom it costs more than they.
     """
     if not factors.known.any():
         return np.zeros(factors.n_users), np.zeros(factors.n_users)
-    if factors.is_sparse:
+    if factors.is_sparse or factors.n_users < factors.users.shape[1]:
         return _moments_by_batches(factors, memory_bytes)
     known_items = factors.items[factors.known].astype(np.float64)
     mean_item = known_items.mean(axis=0)

@@ -49,19 +49,26 @@ def test_the_readmes_code_runs_as_written(folder, number):
 
 
 @pytest.mark.parametrize(
-    ("script", "report", "table"),
+    ("script", "report", "tables"),
     [
-        ("cold_start_report", "cold_start.md", "cold_start"),
-        ("sequence", "sequence.md", "sequence"),
+        (
+            "cold_start_report",
+            "cold_start.md",
+            {"cold_start": "readme_lines(found)", "new_users": "new_user_lines(made.fold_ins())"},
+        ),
+        ("sequence", "sequence.md", {"sequence": "readme_lines(found)"}),
     ],
 )
-def test_no_number_of_a_reports_tables_is_typed_by_hand(script, report, table):
+def test_no_number_of_a_reports_tables_is_typed_by_hand(script, report, tables):
     code = (
         f"import readme, {script} as made; found = made.cells();"
         "print('\\n'.join(made.report_lines(found)), end='\\0');"
-        f"print(readme.with_table(readme.FILE.read_text(), {table!r}, made.readme_lines(found)),"
-        " end='')"
+        "text = readme.FILE.read_text();"
     )
+    code += "".join(
+        f"text = readme.with_table(text, {name!r}, made.{lines});" for name, lines in tables.items()
+    )
+    code += "print(text, end='')"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(BENCHMARKS)},
