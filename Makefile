@@ -20,7 +20,7 @@ demo: $(VENV)/.installed
 	$(BIN)/run_recbole --model=HybridFusion --dataset=ml-100k
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -237,6 +237,21 @@ def cost_lines():
         yield f"| {' | '.join(facts)} | {cell['ratio']:.2f} |"
 
 
+def first_run_lines():
+    """What `first_run.py` has measured."""
+    files = sorted((OUT / "first_run").glob("*.json"))
+    if files:
+        yield from ("", "# HybridFusion's first run on a cold split, nothing cached", "")
+        yield "| data set | texts encoded | cores | minutes | of which encoding | peak memory, GB |"
+        yield "|---|---|---|---|---|---|"
+    for file in files:
+        cell = json.loads(file.read_text())
+        minutes = [cell["wall_seconds"] / 60, cell["seconds"]["encode"] / 60]
+        facts = (file.stem, f"{cell['texts']['encoded']:,}", str(cell["cores"]))
+        facts += (*(f"{value:.1f}" for value in minutes), f"{cell['peak_memory_mb'] / 1024:.1f}")
+        yield f"| {' | '.join(facts)} |"
+
+
 def report_lines(found):
     ratios = {dataset: ratio(models) for dataset, models in found.items()}
     known = [value for name, value in ratios.items() if value == value and name != AGAIN]
@@ -262,6 +277,7 @@ def report_lines(found):
     yield from gate_lines(found)
     yield from fold_in_lines(fold_ins())
     yield from cost_lines()
+    yield from first_run_lines()
 
 
 def readme_lines(found):
