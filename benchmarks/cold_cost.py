@@ -5,7 +5,6 @@ RecBole's BPR as it is made, whose training changes no time: its test part is ev
 by turns. A data set is a file in benchmarks/results/cold_cost/, which cold_start_report.py shows.
 """
 
-import argparse
 import json
 import statistics
 from time import perf_counter
@@ -42,10 +41,7 @@ def seconds(evaluate):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    cold_start.add_place(parser)
-    args = parser.parse_args()
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    args = cold_start.options(RESULTS)
     for dataset in args.datasets:
         cold_start.make_split(args, dataset, args.seeds[0], "items")
         (plain, n_rows), (cold, _) = (evaluation(dataset, args, value) for value in (False, True))

@@ -8,7 +8,6 @@ titles and abstracts: DropoutNet .227, CLCRec .230, GAR .245, ALDI .269, LLM-InS
 memory from a cold signal cache.
 """
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -52,11 +51,8 @@ def evaluate(checkpoint, split):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    cold_start.add_place(parser)
-    parser.set_defaults(datasets=["citeulike-a"], seeds=[2020, 2021, 2022, 2023, 2024])
-    args = parser.parse_args()
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    seeds = [2020, 2021, 2022, 2023, 2024]
+    args = cold_start.options(RESULTS, datasets=["citeulike-a"], seeds=seeds)
     found = []
     for dataset in args.datasets:
         for seed in args.seeds:

@@ -197,6 +197,16 @@ def add_place(parser):
     )
 
 
+def options(results, **defaults):
+    """The options of a benchmark of such cells alone; the folder of its results is there then."""
+    parser = argparse.ArgumentParser()
+    add_place(parser)
+    parser.set_defaults(**defaults)
+    args = parser.parse_args()
+    results.mkdir(parents=True, exist_ok=True)
+    return args
+
+
 def main():
     parser = argparse.ArgumentParser()
     add_place(parser)

@@ -7,7 +7,6 @@ the rest is to be found; users of fewer than six items are left out. The plot an
 `benchmarks/cold_start_report.py`.
 """
 
-import argparse
 import json
 import tempfile
 import warnings
@@ -99,10 +98,7 @@ def fill(args, dataset, seed):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    cold_start.add_place(parser)
-    args = parser.parse_args()
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    args = cold_start.options(RESULTS)
     for seed in args.seeds:
         for dataset in args.datasets:
             fill(args, dataset, seed)

@@ -5,7 +5,6 @@ The first seed's cold split of a data set is a file in benchmarks/results/first_
 cold_start_report.py shows.
 """
 
-import argparse
 import json
 import os
 import tempfile
@@ -35,10 +34,7 @@ def measure(args, dataset):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    cold_start.add_place(parser)
-    args = parser.parse_args()
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    args = cold_start.options(RESULTS)
     for dataset in args.datasets:
         cold_start.make_split(args, dataset, args.seeds[0], "items")
         found = measure(args, dataset)

@@ -93,5 +93,7 @@ def cold_split(dataset, data_path, out, seed, cold, settings=()):
         arguments += ["--out", str(out)]
         arguments += [f"--{name}={value}" for name, value in dict(settings).items()]
         program = Path(sys.executable).with_name("recbole-llm")
-        subprocess.run([program, *arguments], check=True, capture_output=True)
+        done = subprocess.run([program, *arguments], check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(done.stderr.strip())
     return folder
