@@ -38,6 +38,7 @@ from recbole_llm.fusion import (
     exposure_table,
     write_exposure_plot,
 )
+from recbole_llm.fusion.new_users import POPULARITY
 from recbole_llm.model_settings import ModelSettings
 from recbole_llm.newcomers import LearnedSignal, Newcomers
 from recbole_llm.settings import RunOptions, TextSettings
@@ -66,7 +67,7 @@ class FitReport:
         cold_weights: label -> share of a cold item's score; empty where they are treated alike.
         cold_level: what is added to a cold item's fused z-score; None likewise.
         exposure: what other levels would give, see :class:`~recbole_llm.fusion.Fused`.
-        new_user_popularity: see :class:`~recbole_llm.fusion.Fused`.
+        new_users: see :class:`~recbole_llm.fusion.Fused`.
         fused: the fused validation metric on the users that the weights were tuned on.
         seconds: phase -> seconds.
         texts: distinct texts ``encoded`` now, and ``cached`` before.
@@ -80,7 +81,7 @@ class FitReport:
     cold_weights: dict[str, float] = field(default_factory=dict)
     cold_level: float | None = None
     exposure: list[dict[str, float | None]] = field(default_factory=list)
-    new_user_popularity: float = 0.0
+    new_users: str = "signals"
     fused: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     texts: dict[str, int] = field(default_factory=lambda: {"encoded": 0, "cached": 0})
@@ -449,6 +450,7 @@ def fuse(
         run,
         _fixed("fusion_weights", fusion.fusion_weights, factors),
         _fixed("cold_weights", fusion.cold_weights, factors),
+        fusion.new_users,
     )
     # A signal by itself stays as it is: there is nothing to weigh.
     rule = FUSIONS[fusion.fusion if len(factors) > 1 else "weighted_sum"]
@@ -457,7 +459,7 @@ def fuse(
     report.cold_weights = dict(fused.cold_weights)
     report.cold_level = fused.cold_level
     report.exposure = [dict(point) for point in fused.exposure]
-    report.new_user_popularity = fused.new_user_popularity
+    report.new_users = fused.new_users
     return fused
 
 
@@ -524,8 +526,8 @@ def _log(report: FitReport, metric: Metric) -> None:
         logger.info(f"weights of cold items: {listed(report.cold_weights)}")
         for line in exposure_table(report.exposure, report.cold_level, metric):
             logger.info(line)
-    if report.new_user_popularity:
-        logger.info(f"new users: {report.new_user_popularity:.0%} of their score is popularity")
+    if report.new_users == POPULARITY:
+        logger.info("users without history are served by popularity")
     if report.fused is not None:
         best = max(report.signals, key=lambda label: report.signals[label] or 0.0)
         logger.info(

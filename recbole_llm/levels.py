@@ -41,6 +41,7 @@ from recbole_llm.fitting import (
     fuse,
 )
 from recbole_llm.fusion import Fused, Judged, Situation
+from recbole_llm.fusion.new_users import LEAST_WEIGHT, POPULARITY, served_by_popularity
 from recbole_llm.model_settings import ModelSettings, model_keys, read_model_settings
 from recbole_llm.scoring import Scorer
 from recbole_llm.settings import RunOptions
@@ -339,6 +340,7 @@ def _found(fused: Fused) -> dict[str, Any]:
     if len(fused.weights) < 2:
         return {}
     settings: dict[str, Any] = {"fusion_weights": dict(fused.weights)}
+    settings["new_users"] = fused.new_users
     if fused.cold_level is not None:
         settings["cold_weights"] = dict(fused.cold_gains)
         settings["cold_exposure"] = repr(fused.cold_level)
@@ -359,6 +361,10 @@ class WeightsLevel(_Level):
         base = self.fuse(self._parts, settings)
         source, labels = self.source(settings), list(self._parts)
         factors = {label: part.factors for label, part in self._parts.items()}
+        self.fixed["new_users"] = base.new_users
+        if base.new_users == POPULARITY:
+            new = np.diff(source.data.binary.indptr) == 0
+            factors = served_by_popularity(factors, new, base.weights[POPULARITY])
         now = Situation(factors, source.data.binary, bench.valid)
         self._cold = now.cold
         gated = base.cold_level is not None
@@ -445,7 +451,10 @@ class WeightsLevel(_Level):
         total = sum(weights.values())
         if not total:
             return dict.fromkeys(weights, 1 / len(weights))
-        return {label: weight / total for label, weight in weights.items()}
+        shares = {label: weight / total for label, weight in weights.items()}
+        if self.fixed["new_users"] == POPULARITY:
+            shares[POPULARITY] = max(shares[POPULARITY], LEAST_WEIGHT)
+        return shares
 
     def settings_of(self, trial: FrozenTrial) -> dict[str, Any]:
         """The settings that a run needs to be a trial's model, beside the user's."""

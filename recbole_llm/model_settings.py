@@ -169,6 +169,8 @@ def read_model_settings(
             + did_you_mean(fusion.fusion, FUSIONS)
         )
     parse_exposure(fusion.cold_exposure)
+    if fusion.new_users == "popularity" and "popularity" not in signal_names:
+        raise SettingsError("`new_users` is popularity, which is not among `signals`; add it there")
     if fusion.exposure_plot is not None:
         check_plot_file(fusion.exposure_plot)
     task = read_section(TaskSettings, given).task

@@ -369,6 +369,13 @@ class FusionSettings:
         "(added to a cold item's score), or a share of the top 10, such as 10%.",
         key="cold_exposure",
     )
+    new_users: str = setting(
+        "auto",
+        "By what users without history are served under warmth_gate: signals (their own text, or "
+        "a typical row), popularity, or auto, popularity unless the signals validate better.",
+        key="new_users",
+        choices=("auto", "signals", "popularity"),
+    )
     exposure_plot: str | None = setting(
         None,
         "File (.png, .svg, .pdf) that gets the trade-off of all levels of cold_exposure; none: it "

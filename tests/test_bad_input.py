@@ -71,6 +71,12 @@ REFUSED = [
     ("good", ["--model=HybridFusion", "--signals=als,lightfn"], "did you mean `lightfm`?"),
     ("good", ["--model=HybridFusion", "--encoder=brt"], "did you mean `bert`?"),
     ("good", ["--model=HybridFusion", "--cold_exposure=lots"], "`cold_exposure` must be auto, a"),
+    ("good", ["--model=HybridFusion", "--new_users=never"], "`new_users` must be one of auto, s"),
+    (
+        "good",
+        ["--model=HybridFusion", "--signals=als,text_map", "--new_users=popularity"],
+        "`new_users` is popularity, which is not among `signals`",
+    ),
     ("good", ["--model=HybridFusion", "--fusion=gate"], "`fusion` must be one of weighted_sum"),
     ("good", ["--model=HybridFusoin"], "did you mean `HybridFusion`?"),
     ("good", ["--model=TextIntent", "--item_text_fields=titel"], "has no field `titel`"),

@@ -89,6 +89,8 @@ class Evidence:
         run: device, seed.
         weights: label -> weight of every signal where the user fixed them; None: to be tuned.
         cold_weights: label -> what a cold item's z-score is multiplied by, likewise.
+        new_users: by what users without history are served: ``signals``, ``popularity``, or
+            ``auto``, what validates better.
     """
 
     now: Situation
@@ -99,6 +101,7 @@ class Evidence:
     run: RunOptions
     weights: Weights | None = None
     cold_weights: Weights | None = None
+    new_users: str = "auto"
 
     def tuned(self, slice_name: str = "") -> Weights:
         """Every signal's weight, as fixed, as tuned on a slice of the validation part, or equal."""
@@ -120,8 +123,7 @@ class Fused:
             the top k, and the metric on ``all``, ``warm_in_all``, ``cold_in_all`` (None where
             nobody wants such items).
         cold_gains: label -> what a cold item's z-score is multiplied by; empty: ``weights``.
-        new_user_popularity: popularity's share, beside what the signals say, in the score of a
-            user without history.
+        new_users: by what users without history are served, ``signals`` or ``popularity``.
     """
 
     blocks: tuple[Factors, ...]
@@ -130,7 +132,7 @@ class Fused:
     cold_level: float | None = None
     exposure: Sequence[Mapping[str, float | None]] = ()
     cold_gains: Weights = field(default_factory=dict)
-    new_user_popularity: float = 0.0
+    new_users: str = "signals"
 
 
 def or_equal(weights: Weights, labels: Collection[str]) -> Weights:

@@ -1,7 +1,7 @@
-"""Users without history: how much of their score is popularity.
+"""Users without history: whether they are served by the signals or by popularity.
 
-Of such a user the signals know a typical row at most, or what a ridge makes of her own text. How
-far that is better than what all others take is one number, chosen on the validation part.
+Of such a user the signals know a typical row at most, or what a ridge makes of her own text, which
+can be better or worse than what all others take.
 """
 
 from __future__ import annotations
@@ -10,30 +10,28 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 from scipy.stats import sem
 
-from recbole_llm.evaluation import Metric, Scores, metric_of_users
+from recbole_llm.evaluation import Metric, evaluate_users, metric_of_users
 from recbole_llm.factors import Factors, Mask, scale_rows
 from recbole_llm.fusion.base import Situation, Weights
-from recbole_llm.scoring import GainedScorer, Scorer
+from recbole_llm.scoring import GainedScorer
 from recbole_llm.settings import RunOptions
 
 POPULARITY = "popularity"
-# What popularity counts at least where new users need it: what has no weight has no place among
+# What popularity weighs at least where new users need it: what has no weight has no place among
 # the tables.
 LEAST_WEIGHT = 1e-3
-_SHARES = tuple(np.linspace(0.0, 1.0, 11))
 _MOST_USERS = 4000
 
 
-def popularity_share(
+def are_served_by_popularity(
     situation: Situation, weights: Weights, metric: Metric, run: RunOptions
-) -> float:
-    """The share of popularity in a new user's score that ranks the warm items best.
+) -> bool:
+    """Whether new users' warm items are ranked best by popularity.
 
-    All of it, unless another is better by more than its standard error (Breiman et al.,
-    "Classification and Regression Trees", 1984): new users are few.
+    They are, unless the signals are better by more than the standard error of their lead (Breiman
+    et al., "Classification and Regression Trees", 1984): new users are few.
 
     Args:
         situation: with the validation part as what is wanted.
@@ -42,12 +40,11 @@ def popularity_share(
         run: device, seed.
 
     Returns:
-        0..1; 0 where fewer than two new users want anything, or popularity is not among the
-        signals.
+        False too where fewer than two new users want anything, or popularity is no signal.
     """
     judged = situation.judged("new_user")
     if POPULARITY not in situation.factors or not judged or len(judged[0].validation.users) < 2:
-        return 0.0
+        return False
     validation = judged[0].validation.sample(_MOST_USERS, seed=run.seed)
     # The level, which is chosen later, says how cold items stand beside warm ones.
     validation = dataclasses.replace(validation, candidates=~situation.cold)
@@ -56,46 +53,29 @@ def popularity_share(
         np.full(signals[0].n_items, weights[label], dtype=np.float32) for label in situation.factors
     ]
     fused = GainedScorer(signals, gains, run.device)
-    popular = Scorer([situation.factors[POPULARITY]], run.device)
-    values = [
-        metric_of_users(_Leaning(fused, popular, share), validation, metric) for share in _SHARES
-    ]
-    best = max(range(len(_SHARES)), key=lambda number: values[number].mean())
-    lead = values[best] - values[-1]
-    return float(_SHARES[best]) if lead.mean() > sem(lead) else 1.0
+    popular = [situation.factors[POPULARITY]]
+    lead = metric_of_users(fused, validation, metric)
+    lead -= evaluate_users(popular, validation, metric, run.device)
+    return not lead.mean() > sem(lead)
 
 
-def lean_on_popularity(
-    factors: Mapping[str, Factors], new: Mask, share: float, weight: float
+def served_by_popularity(
+    factors: Mapping[str, Factors], new: Mask, weight: float
 ) -> dict[str, Factors]:
-    """The signals with new users' rows of which popularity is a share, once they are weighed.
+    """The signals with new users' rows that are popularity alone, as z-scores once it is weighed.
 
     Args:
         factors: label -> standardised signal, popularity among them.
         new: bool (n_users,), whose rows change.
-        share: 0..1.
         weight: of popularity, above 0.
     """
-    kept = np.where(new, 1 - share, 1.0)
-    more = np.where(new, 1 - share + share / weight, 1.0)
+    popular, others = np.where(new, 1 / weight, 1.0), np.where(new, 0.0, 1.0)
     return {
-        label: _scaled(signal, more if label == POPULARITY else kept)
+        label: dataclasses.replace(
+            signal,
+            users=scale_rows(signal.users, scale),
+            offset=(signal.offset * scale).astype(np.float32),
+        )
         for label, signal in factors.items()
+        for scale in [popular if label == POPULARITY else others]
     }
-
-
-def _scaled(signal: Factors, scale: np.ndarray) -> Factors:
-    offset = (signal.offset * scale).astype(np.float32)
-    return dataclasses.replace(signal, users=scale_rows(signal.users, scale), offset=offset)
-
-
-class _Leaning:
-    """Scores of which popularity is a share."""
-
-    def __init__(self, fused: Scores, popular: Scores, share: float) -> None:
-        self.device, self.n_items = fused.device, fused.n_items
-        self._fused, self._popular, self._share = fused, popular, share
-
-    def scores(self, users: torch.Tensor) -> torch.Tensor:
-        fused, popular = self._fused.scores(users), self._popular.scores(users)
-        return torch.lerp(fused, popular, self._share)

@@ -14,8 +14,8 @@ from recbole_llm.fusion.exposure import Contest, Wish, parse_exposure
 from recbole_llm.fusion.new_users import (
     LEAST_WEIGHT,
     POPULARITY,
-    lean_on_popularity,
-    popularity_share,
+    are_served_by_popularity,
+    served_by_popularity,
 )
 from recbole_llm.fusion.weighted_sum import sum_of
 
@@ -41,23 +41,27 @@ class WarmthGate:
     items among cold ones (those of the validation part, and warm ones that are completed as if
     they were cold) and on warm items: few cold items are soon learned by heart. ``s`` gives cold
     items twice the warm ones' spread over the items of a typical user. So no order among warm
-    items or among cold ones depends on the level. Of a new user's score popularity is a share.
+    items or among cold ones depends on the level. Users without
+    history are served by popularity where that validates better.
     """
 
     def fit(self, evidence: Evidence, cold_exposure: str) -> Fused:
         """Tune both weights, then choose the level; what the user fixed stays as it is."""
-        now, warm_weights = evidence.now, evidence.tuned("warm")
-        share = popularity_share(now, warm_weights, evidence.metric, evidence.run)
-        if share and not warm_weights[POPULARITY]:
-            # A user who gave it no weight wants none of it.
-            share = share if evidence.weights is None else 0.0
-            warm_weights = {**warm_weights, POPULARITY: LEAST_WEIGHT} if share else warm_weights
-        if share:
-            is_new = np.diff(now.known.indptr) == 0
-            factors = lean_on_popularity(now.factors, is_new, share, warm_weights[POPULARITY])
+        now, weights = evidence.now, evidence.tuned("warm")
+        serve = evidence.new_users
+        # A user of the software who gave popularity no weight wants none of it.
+        if serve == "auto" and (evidence.weights is None or weights.get(POPULARITY)):
+            is_better = are_served_by_popularity(now, weights, evidence.metric, evidence.run)
+            serve = POPULARITY if is_better else "signals"
+        if serve == POPULARITY and POPULARITY in weights:
+            weights = {**weights, POPULARITY: max(weights[POPULARITY], LEAST_WEIGHT)}
+            new = np.diff(now.known.indptr) == 0
+            factors = served_by_popularity(now.factors, new, weights[POPULARITY])
             evidence = dataclasses.replace(evidence, now=dataclasses.replace(now, factors=factors))
-        fused = self._gate(evidence, warm_weights, parse_exposure(cold_exposure))
-        return dataclasses.replace(fused, new_user_popularity=share)
+        else:
+            serve = "signals"
+        fused = self._gate(evidence, weights, parse_exposure(cold_exposure))
+        return dataclasses.replace(fused, new_users=serve)
 
     def _gate(self, evidence: Evidence, warm_weights: Weights, wish: Wish) -> Fused:
         now, metric, run = evidence.now, evidence.metric, evidence.run

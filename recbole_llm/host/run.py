@@ -180,7 +180,7 @@ def _record(
         "cold_weights": report.cold_weights,
         "cold_level": report.cold_level,
         "exposure": report.exposure,
-        "new_user_popularity": report.new_user_popularity,
+        "new_users": report.new_users,
         "trials_per_second": report.trials_per_second,
         "seconds": phases | report.seconds | seconds,
         "texts": report.texts,

@@ -14,7 +14,7 @@ from recbole_llm.evaluation import Metric, Validation, evaluate
 from recbole_llm.factors import Factors, gated
 from recbole_llm.fusion import FUSIONS, Evidence, Situation, parse_exposure
 from recbole_llm.fusion.exposure import Contest, Wish
-from recbole_llm.fusion.new_users import lean_on_popularity, popularity_share
+from recbole_llm.fusion.new_users import are_served_by_popularity, served_by_popularity
 from recbole_llm.fusion.weighted_sum import sum_of
 from recbole_llm.model_settings import read_model_settings
 from recbole_llm.settings import RunOptions
@@ -240,7 +240,7 @@ def with_new_users(now, wanted_by_new):
     return dataclasses.replace(now, known=known.tocsr(), wanted=wanted.tocsr())
 
 
-def test_of_a_new_users_score_popularity_is_a_share_and_nobody_elses_changes():
+def test_new_users_served_by_popularity_get_its_scores_and_nobody_elses_change():
     now = situation()
     weights = {"dense": 0.5, "full": 0.2, "words": 0.2, "popularity": 0.1}
 
@@ -248,34 +248,45 @@ def test_of_a_new_users_score_popularity_is_a_share_and_nobody_elses_changes():
         return sum(weights[label] * f.scores(np.arange(N_USERS)) for label, f in factors.items())
 
     before, popular = weighed(now.factors), now.factors["popularity"].scores(np.arange(N_USERS))
-    for share in (0.3, 1.0):
-        after = weighed(lean_on_popularity(now.factors, NEW, share, weights["popularity"]))
-        np.testing.assert_allclose(after[~NEW], before[~NEW], atol=1e-5)
-        expected = (1 - share) * before[NEW] + share * popular[NEW]
-        np.testing.assert_allclose(after[NEW], expected, atol=1e-4)
+    after = weighed(served_by_popularity(now.factors, NEW, weights["popularity"]))
+    np.testing.assert_allclose(after[~NEW], before[~NEW], atol=1e-5)
+    np.testing.assert_allclose(after[NEW], popular[NEW], atol=1e-4)
 
 
-def test_new_users_get_what_is_popular_only_where_nothing_is_surely_better():
+def test_new_users_are_served_by_popularity_unless_the_signals_are_surely_better():
     now = situation()
     weights = dict.fromkeys(now.factors, 0.25)
     everybody = np.arange(N_USERS)
     popular = with_new_users(now, now.factors["popularity"].scores(everybody))
-    assert popularity_share(popular, weights, METRIC, RUN) == 1.0
+    assert are_served_by_popularity(popular, weights, METRIC, RUN)
     told = with_new_users(now, sum(f.scores(everybody) for f in now.factors.values()))
-    assert popularity_share(told, weights, METRIC, RUN) < 0.5
-    assert popularity_share(now, weights, METRIC, RUN) == 0.0  # nobody is new
+    assert not are_served_by_popularity(told, weights, METRIC, RUN)
+    assert not are_served_by_popularity(now, weights, METRIC, RUN)  # nobody is new
 
 
-def test_the_gate_serves_new_users_by_popularity_and_keeps_a_weight_of_zero_that_is_fixed():
+@pytest.mark.parametrize("wish", ["auto", "signals", "popularity"])
+def test_the_gate_serves_new_users_as_is_wished(wish):
     now = situation()
     popular = now.factors["popularity"].scores(np.arange(N_USERS))
-    fused = fit(with_new_users(now, popular))
-    assert fused.new_user_popularity == 1.0
+    evidence = evidence_of(with_new_users(now, popular), trials=5)
+    fused = FUSIONS["warmth_gate"].fit(dataclasses.replace(evidence, new_users=wish), "auto")
+    assert fused.new_users == ("signals" if wish == "signals" else "popularity")
     warm = np.flatnonzero(~COLD)[1:]
-    scores, expected = scores_of(fused.blocks)[NEW][:, warm], popular[NEW][:, warm]
-    np.testing.assert_allclose(scores, expected, atol=1e-3)
-    evidence = evidence_of(with_new_users(situation(), popular), trials=5)
+    expected = popular
+    if wish == "signals":
+        before = situation().factors.items()
+        expected = sum(fused.weights[k] * f.scores(np.arange(N_USERS)) for k, f in before)
+    scores = scores_of(fused.blocks)[NEW][:, warm]
+    np.testing.assert_allclose(scores, expected[NEW][:, warm], atol=1e-3)
+
+
+def test_who_gives_popularity_no_weight_gets_none_of_it_unless_she_asks():
     fixed = {"dense": 1.0, "full": 1.0, "words": 1.0, "popularity": 0.0}
-    fused = FUSIONS["warmth_gate"].fit(dataclasses.replace(evidence, weights=fixed), "auto")
-    assert fused.new_user_popularity == 0.0
-    assert dict(fused.weights) == fixed
+    for wish, serves in (("auto", "signals"), ("popularity", "popularity")):
+        now = situation()
+        popular = now.factors["popularity"].scores(np.arange(N_USERS))
+        evidence = evidence_of(with_new_users(now, popular), trials=5)
+        evidence = dataclasses.replace(evidence, weights=fixed, new_users=wish)
+        fused = FUSIONS["warmth_gate"].fit(evidence, "auto")
+        assert fused.new_users == serves
+        assert (fused.weights["popularity"] > 0) == (serves == "popularity")

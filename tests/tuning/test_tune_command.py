@@ -52,13 +52,14 @@ def write_data(folder, name="tiny"):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """The data set, and a split of it with a third of the items cold."""
+    """The data set, and splits of it with a third of the items or of the users cold."""
     root = tmp_path_factory.mktemp("data")
     write_data(root)
-    arguments = ["--cold", "items", "--fraction", "0.4", "--seed", "1", "--out", str(root)]
-    assert not recbole_llm_command(
-        ["split", "--dataset", "tiny", f"--data_path={root}", *arguments]
-    )
+    for cold in ("items", "users"):
+        arguments = ["--cold", cold, "--fraction", "0.4", "--seed", "1", "--out", str(root)]
+        assert not recbole_llm_command(
+            ["split", "--dataset", "tiny", f"--data_path={root}", *arguments]
+        )
     return root
 
 
@@ -110,6 +111,17 @@ def test_best_yaml_is_the_best_trials_model(tune, tmp_path, level, dataset):
     tested = study.best_trial.user_attrs["test_ndcg@10"]
     assert record["test"]["ndcg@10"] == pytest.approx(tested, abs=1e-6)
     assert study.best_value >= study.trials[0].value > 0
+
+
+@pytest.mark.parametrize("level", ["weights", "all"])
+def test_best_yaml_serves_new_users_as_the_best_trial_did(tune, tmp_path, level):
+    asked = ["--trials=14", "--report_test", "--pick=best"]
+    assert tune(f"--level={level}", *asked, dataset="tiny-cold-users-1") == 0
+    study, record = study_in(tmp_path / "out"), run_of_best(tmp_path)
+    assert record["new_users"] == "popularity"
+    assert record["valid"]["ndcg@10"] == pytest.approx(study.best_value, abs=1e-6)
+    tested = study.best_trial.user_attrs["test_ndcg@10"]
+    assert record["test"]["ndcg@10"] == pytest.approx(tested, abs=1e-6)
 
 
 @pytest.mark.parametrize("level", ["weights", "all"])
