@@ -25,6 +25,7 @@ _HALF_TRUST = 5.0
 BIAS_PENALTY = 10.0
 _PENALTIES = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3)
 _HELD_OUT = 0.2
+# Random directions of the scores by which a penalty is chosen, and columns solved at a time.
 _DIRECTIONS = 64
 _COLUMNS = 64
 _TOLERANCE = 1e-3

@@ -56,7 +56,7 @@ def are_served_by_popularity(
     popular = [situation.factors[POPULARITY]]
     lead = metric_of_users(fused, validation, metric)
     lead -= evaluate_users(popular, validation, metric, run.device)
-    return not lead.mean() > sem(lead)
+    return bool(lead.mean() <= sem(lead))
 
 
 def served_by_popularity(

@@ -41,8 +41,8 @@ class WarmthGate:
     items among cold ones (those of the validation part, and warm ones that are completed as if
     they were cold) and on warm items: few cold items are soon learned by heart. ``s`` gives cold
     items twice the warm ones' spread over the items of a typical user. So no order among warm
-    items or among cold ones depends on the level. Users without
-    history are served by popularity where that validates better.
+    items or among cold ones depends on the level. Users without history are served by popularity
+    where the signals do not validate better.
     """
 
     def fit(self, evidence: Evidence, cold_exposure: str) -> Fused:
