@@ -123,6 +123,11 @@ def fold_ins():
     return found
 
 
+def without_history(runs, name):
+    """NDCG@10 of a new user of whom nothing is known, seeds averaged."""
+    return statistics.mean(run["test"][name]["new_user_ndcg@10"] for run in runs)
+
+
 def folded_in(runs, name):
     """NDCG@10 of what a new user has not told, for each number of told items, seeds averaged."""
     return np.mean([run["fold_in"][name] for run in runs], axis=0)
@@ -139,8 +144,8 @@ def fold_in_lines(found):
         yield "|---" * 8 + "|"
     for dataset, runs in found.items():
         for name in ("HybridFusion", "popularity"):
-            new = statistics.mean(run["test"][name]["new_user_ndcg@10"] for run in runs)
-            values = " | ".join(f"{value:.4f}" for value in (new, *folded_in(runs, name)))
+            values = (without_history(runs, name), *folded_in(runs, name))
+            values = " | ".join(f"{value:.4f}" for value in values)
             yield f"| {dataset} | {len(runs)} | {name} | {values} |"
 
 
@@ -311,10 +316,7 @@ def new_user_lines(found):
     for dataset, runs in found.items():
         once = runs[0]["fold_in"]["liked"].index(1)
         values = [
-            (
-                statistics.mean(run["test"][name]["new_user_ndcg@10"] for run in runs),
-                folded_in(runs, name)[once],
-            )
+            (without_history(runs, name), folded_in(runs, name)[once])
             for name in ("popularity", "HybridFusion")
         ]
         flat = " | ".join(f"{value:.3f}" for pair in zip(*values, strict=True) for value in pair)
@@ -327,8 +329,9 @@ def main():
     (OUT / "cold_start.md").write_text(text)
     print(text)
     readme.write_table("cold_start", readme_lines(found))
-    readme.write_table("new_users", new_user_lines(fold_ins()))
-    fold_in_plot(fold_ins())
+    users = fold_ins()
+    readme.write_table("new_users", new_user_lines(users))
+    fold_in_plot(users)
     by_count_plot()
     exposure_plot()
 

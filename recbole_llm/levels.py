@@ -41,7 +41,7 @@ from recbole_llm.fitting import (
     fuse,
 )
 from recbole_llm.fusion import Fused, Judged, Situation
-from recbole_llm.fusion.new_users import LEAST_WEIGHT, POPULARITY, served_by_popularity
+from recbole_llm.fusion.new_users import POPULARITY, served_by_popularity, with_popularity
 from recbole_llm.model_settings import ModelSettings, model_keys, read_model_settings
 from recbole_llm.scoring import Scorer
 from recbole_llm.settings import RunOptions
@@ -362,10 +362,9 @@ class WeightsLevel(_Level):
         source, labels = self.source(settings), list(self._parts)
         factors = {label: part.factors for label, part in self._parts.items()}
         self.fixed["new_users"] = base.new_users
-        if base.new_users == POPULARITY:
-            new = np.diff(source.data.binary.indptr) == 0
-            factors = served_by_popularity(factors, new, base.weights[POPULARITY])
         now = Situation(factors, source.data.binary, bench.valid)
+        if base.new_users == POPULARITY:
+            now = served_by_popularity(now, base.weights[POPULARITY])
         self._cold = now.cold
         gated = base.cold_level is not None
         told = [label for label in labels if gated and factors[label].known[self._cold].any()]
@@ -376,7 +375,7 @@ class WeightsLevel(_Level):
             self.fixed = {**self.fixed, **{k: found[k] for k in ("cold_weights", "cold_exposure")}}
         self.space = weight_space(labels, self._told)
         self.starts = self._make_starts(base, labels)
-        self._factors = factors
+        self._factors = now.factors
         self._scores = {
             name: self._collect(bench.valid, source.data.binary, metric, base)
             for name, metric in bench.metrics.items()
@@ -446,15 +445,13 @@ class WeightsLevel(_Level):
         }
         return Outcome(tuple(found[objective.name] for objective in self.bench.objectives), tested)
 
-    def _shares(self, values: Mapping[str, Any]) -> dict[str, float]:
+    def _shares(self, values: Mapping[str, Any]) -> Mapping[str, float]:
         weights = {label: values.get(f"fusion_weights.{label}", 0.0) for label in self._parts}
         total = sum(weights.values())
         if not total:
             return dict.fromkeys(weights, 1 / len(weights))
         shares = {label: weight / total for label, weight in weights.items()}
-        if self.fixed["new_users"] == POPULARITY:
-            shares[POPULARITY] = max(shares[POPULARITY], LEAST_WEIGHT)
-        return shares
+        return with_popularity(shares) if self.fixed["new_users"] == POPULARITY else shares
 
     def settings_of(self, trial: FrozenTrial) -> dict[str, Any]:
         """The settings that a run needs to be a trial's model, beside the user's."""

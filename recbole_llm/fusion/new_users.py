@@ -7,22 +7,37 @@ can be better or worse than what all others take.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 
 import numpy as np
 from scipy.stats import sem
 
 from recbole_llm.evaluation import Metric, evaluate_users, metric_of_users
-from recbole_llm.factors import Factors, Mask, scale_rows
-from recbole_llm.fusion.base import Situation, Weights
+from recbole_llm.factors import scale_rows
+from recbole_llm.fusion.base import Evidence, Situation, Weights
 from recbole_llm.scoring import GainedScorer
 from recbole_llm.settings import RunOptions
 
 POPULARITY = "popularity"
-# What popularity weighs at least where new users need it: what has no weight has no place among
-# the tables.
-LEAST_WEIGHT = 1e-3
+_LEAST_WEIGHT = 1e-3
 _MOST_USERS = 4000
+
+
+def server_of(evidence: Evidence, weights: Weights) -> str:
+    """By what users without history are served: ``signals`` or ``popularity``.
+
+    Args:
+        evidence: with the validation part as what is wanted now.
+        weights: label -> what a warm item's z-score is multiplied by.
+    """
+    if POPULARITY not in weights:
+        return "signals"
+    if evidence.new_users != "auto":
+        return evidence.new_users
+    # A user of the software who gave popularity no weight wants none of it.
+    if evidence.weights is not None and not weights[POPULARITY]:
+        return "signals"
+    is_better = are_served_by_popularity(evidence.now, weights, evidence.metric, evidence.run)
+    return POPULARITY if is_better else "signals"
 
 
 def are_served_by_popularity(
@@ -34,16 +49,16 @@ def are_served_by_popularity(
     et al., "Classification and Regression Trees", 1984): new users are few.
 
     Args:
-        situation: with the validation part as what is wanted.
+        situation: with the validation part as what is wanted, and popularity among the signals.
         weights: label -> what a warm item's z-score is multiplied by.
         metric: the objective.
         run: device, seed.
 
     Returns:
-        False too where fewer than two new users want anything, or popularity is no signal.
+        False too where fewer than two new users want anything.
     """
     judged = situation.judged("new_user")
-    if POPULARITY not in situation.factors or not judged or len(judged[0].validation.users) < 2:
+    if not judged or len(judged[0].validation.users) < 2:
         return False
     validation = judged[0].validation.sample(_MOST_USERS, seed=run.seed)
     # The level, which is chosen later, says how cold items stand beside warm ones.
@@ -59,23 +74,27 @@ def are_served_by_popularity(
     return bool(lead.mean() <= sem(lead))
 
 
-def served_by_popularity(
-    factors: Mapping[str, Factors], new: Mask, weight: float
-) -> dict[str, Factors]:
-    """The signals with new users' rows that are popularity alone, as z-scores once it is weighed.
+def with_popularity(weights: Weights) -> Weights:
+    """The weights with one for popularity: what has none has no place among the tables."""
+    return {**weights, POPULARITY: max(weights[POPULARITY], _LEAST_WEIGHT)}
+
+
+def served_by_popularity(situation: Situation, weight: float) -> Situation:
+    """With new users' rows that are popularity alone, as z-scores once it is weighed.
 
     Args:
-        factors: label -> standardised signal, popularity among them.
-        new: bool (n_users,), whose rows change.
+        situation: with popularity among the signals.
         weight: of popularity, above 0.
     """
+    new = np.diff(situation.known.indptr) == 0
     popular, others = np.where(new, 1 / weight, 1.0), np.where(new, 0.0, 1.0)
-    return {
+    factors = {
         label: dataclasses.replace(
             signal,
             users=scale_rows(signal.users, scale),
             offset=(signal.offset * scale).astype(np.float32),
         )
-        for label, signal in factors.items()
+        for label, signal in situation.factors.items()
         for scale in [popular if label == POPULARITY else others]
     }
+    return dataclasses.replace(situation, factors=factors)

@@ -12,10 +12,10 @@ from recbole_llm.factors import Factors, Mask, Table, gated
 from recbole_llm.fusion.base import Evidence, Fused, Judged, Situation, Weights, or_equal
 from recbole_llm.fusion.exposure import Contest, Wish, parse_exposure
 from recbole_llm.fusion.new_users import (
-    LEAST_WEIGHT,
     POPULARITY,
-    are_served_by_popularity,
     served_by_popularity,
+    server_of,
+    with_popularity,
 )
 from recbole_llm.fusion.weighted_sum import sum_of
 
@@ -47,21 +47,14 @@ class WarmthGate:
 
     def fit(self, evidence: Evidence, cold_exposure: str) -> Fused:
         """Tune both weights, then choose the level; what the user fixed stays as it is."""
-        now, weights = evidence.now, evidence.tuned("warm")
-        serve = evidence.new_users
-        # A user of the software who gave popularity no weight wants none of it.
-        if serve == "auto" and (evidence.weights is None or weights.get(POPULARITY)):
-            is_better = are_served_by_popularity(now, weights, evidence.metric, evidence.run)
-            serve = POPULARITY if is_better else "signals"
-        if serve == POPULARITY and POPULARITY in weights:
-            weights = {**weights, POPULARITY: max(weights[POPULARITY], LEAST_WEIGHT)}
-            new = np.diff(now.known.indptr) == 0
-            factors = served_by_popularity(now.factors, new, weights[POPULARITY])
-            evidence = dataclasses.replace(evidence, now=dataclasses.replace(now, factors=factors))
-        else:
-            serve = "signals"
+        weights = evidence.tuned("warm")
+        server = server_of(evidence, weights)
+        if server == POPULARITY:
+            weights = with_popularity(weights)
+            now = served_by_popularity(evidence.now, weights[POPULARITY])
+            evidence = dataclasses.replace(evidence, now=now)
         fused = self._gate(evidence, weights, parse_exposure(cold_exposure))
-        return dataclasses.replace(fused, new_users=serve)
+        return dataclasses.replace(fused, new_users=server)
 
     def _gate(self, evidence: Evidence, warm_weights: Weights, wish: Wish) -> Fused:
         now, metric, run = evidence.now, evidence.metric, evidence.run

@@ -241,14 +241,14 @@ def with_new_users(now, wanted_by_new):
 
 
 def test_new_users_served_by_popularity_get_its_scores_and_nobody_elses_change():
-    now = situation()
+    now = with_new_users(situation(), np.zeros((N_USERS, N_ITEMS)))
     weights = {"dense": 0.5, "full": 0.2, "words": 0.2, "popularity": 0.1}
 
     def weighed(factors):
         return sum(weights[label] * f.scores(np.arange(N_USERS)) for label, f in factors.items())
 
     before, popular = weighed(now.factors), now.factors["popularity"].scores(np.arange(N_USERS))
-    after = weighed(served_by_popularity(now.factors, NEW, weights["popularity"]))
+    after = weighed(served_by_popularity(now, weights["popularity"]).factors)
     np.testing.assert_allclose(after[~NEW], before[~NEW], atol=1e-5)
     np.testing.assert_allclose(after[NEW], popular[NEW], atol=1e-4)
 
