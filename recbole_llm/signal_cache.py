@@ -138,32 +138,42 @@ def _add_rows(digest: hashlib._Hash, rows: Rows) -> None:
 def _write(file: Path, signal: Signal, factors: Factors) -> None:
     arrays: dict[str, np.ndarray] = {}
     shapes: dict[str, tuple[int, ...]] = {}
+    by_columns: list[str] = []
     tables = {name: getattr(factors, name) for name in _TABLES}
     tables |= {f"{_EXTRA}{name}": rows for name, rows in factors.extra.items()}
     for name, rows in tables.items():
         if sp.issparse(rows):
             arrays |= {f"{name}.{part}": getattr(rows, part) for part in _CSR_PARTS}
             shapes[name] = rows.shape
+        elif rows.flags.f_contiguous and not rows.flags.c_contiguous:
+            # Kept, so that no product copies a wide table once more.
+            arrays[name] = rows.T
+            by_columns.append(name)
         else:
             arrays[name] = np.ascontiguousarray(rows)
-    settings = dataclasses.asdict(signal)  # type: ignore[call-overload]
-    save_file(arrays, file, {"settings": json.dumps(settings), "shapes": json.dumps(shapes)})
+    facts = {
+        "settings": dataclasses.asdict(signal),  # type: ignore[call-overload]
+        "shapes": shapes,
+        "by_columns": by_columns,
+    }
+    save_file(arrays, file, {name: json.dumps(value) for name, value in facts.items()})
 
 
 def _read(file: Path, signal: Signal) -> tuple[Signal, Factors]:
     with safe_open(file, framework="numpy") as stored:
-        facts = stored.metadata()
-        shapes = json.loads(facts["shapes"])
+        facts = {name: json.loads(value) for name, value in stored.metadata().items()}
+        shapes = facts["shapes"]
         tables: dict[str, Any] = {}
         for name, shape in shapes.items():
             parts = tuple(stored.get_tensor(f"{name}.{part}") for part in _CSR_PARTS)
             tables[name] = sp.csr_matrix(parts, shape=tuple(shape))
         for name in stored.keys():  # noqa: SIM118 - it is no mapping
             if name.rpartition(".")[0] not in shapes:
-                tables[name] = stored.get_tensor(name)
+                rows = stored.get_tensor(name)
+                tables[name] = rows.T if name in facts["by_columns"] else rows
     settings = {
         name: tuple(value) if isinstance(value, list) else value
-        for name, value in json.loads(facts["settings"]).items()
+        for name, value in facts["settings"].items()
     }
     extra = {name.removeprefix(_EXTRA): tables.pop(name) for name in list(tables) if "." in name}
     return type(signal)(**settings), Factors(**tables, extra=extra)
