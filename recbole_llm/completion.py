@@ -1,8 +1,9 @@
-"""Completion: rows for what a signal never saw, by ridge regression from text.
+"""Completion: rows for what a signal never saw, by ridge regression from text and attributes.
 
 The rows that a signal has learned are regressed on the features of their texts, by all encoders
-at once, each row weighted by how much data stands behind it. A cold item's row is then what the
-regression says of its text. Everything is matrix-free: sparse features are never made dense.
+at once, and on their attributes, each row weighted by how much data stands behind it. A cold
+item's row is then what the regression says of it. Everything is matrix-free: sparse features are
+never made dense.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from numpy.typing import NDArray
 
 from recbole_llm.factors import Factors, Index, Mask, Rows, Table, batches
 
-# What a sparse block's words count beside a dense block's vector in the squared length of a
-# feature row, and the interactions at which a row is trusted half: both flat optima.
+# What a sparse block's words count beside a dense block's vector in the squared length of a text's
+# features, what attributes count beside the text, and the interactions at which a row is trusted
+# half: all flat optima.
 _WORDS_SHARE = 0.7
+_ATTRIBUTES_SHARE = 0.35
 _HALF_TRUST = 5.0
 # Of the ridge from texts to items' biases.
 BIAS_PENALTY = 10.0
@@ -34,41 +37,55 @@ _MEAN_ENTRIES = 1000
 
 
 @dataclass(frozen=True, eq=False)
-class TextFeatures:
-    """What all encoders say of the same texts, side by side.
+class Features:
+    """What all encoders say of the same texts, side by side, and what else is known.
 
     Attributes:
         blocks: one table of unit rows (n, d_b) per encoder, dense or CSR float32.
-        has_text: bool (n,), rows that are not zero in every block.
+        described: bool (n,), rows that are not zero in every table.
+        attributes: unit rows CSR float32 (n, d), zero where nothing is known; None without any.
     """
 
     blocks: tuple[Rows, ...]
-    has_text: Mask
+    described: Mask
+    attributes: sp.csr_matrix | None = None
 
-    def __getitem__(self, rows: Index | Mask) -> TextFeatures:
+    def __getitem__(self, rows: Index | Mask) -> Features:
         """The features of some rows, by number or mask."""
-        return TextFeatures(tuple(block[rows] for block in self.blocks), self.has_text[rows])
+        attributes = None if self.attributes is None else self.attributes[rows]
+        return Features(
+            tuple(block[rows] for block in self.blocks), self.described[rows], attributes
+        )
+
+    @property
+    def tables(self) -> tuple[Rows, ...]:
+        """The blocks, and the attributes as one more."""
+        return self.blocks if self.attributes is None else (*self.blocks, self.attributes)
 
     def product(self, weights: Iterable[Table]) -> Table:
-        """``Σ_b block_b @ weights_b``, float32 (n, k)."""
-        parts = (block @ table for block, table in zip(self.blocks, weights, strict=True))
+        """``Σ_b table_b @ weights_b`` of all tables, float32 (n, k)."""
+        parts = (rows @ table for rows, table in zip(self.tables, weights, strict=True))
         return np.asarray(sum(parts), dtype=np.float32)
 
 
-def text_features(embeddings: Mapping[str, Rows]) -> TextFeatures:
-    """The features of items or users from their embeddings by all encoders.
+def features_of(
+    embeddings: Mapping[str, Rows], attributes: sp.csr_matrix | None = None
+) -> Features:
+    """The features of items or users from their embeddings by all encoders, and their attributes.
 
     Args:
-        embeddings: encoder's name -> unit rows (n, d), zero where there is no text; at least one.
+        embeddings: encoder's name -> unit rows (n, d), zero where there is no text.
+        attributes: unit rows CSR (n, d), zero where nothing is known; needed without embeddings.
     """
     blocks = tuple(
         block if isinstance(block, np.ndarray) else block.tocsr() for block in embeddings.values()
     )
-    return TextFeatures(blocks, np.logical_or.reduce([has_text(block) for block in blocks]))
+    tables = blocks if attributes is None else (*blocks, attributes)
+    return Features(blocks, np.logical_or.reduce([is_told(rows) for rows in tables]), attributes)
 
 
-def has_text(rows: Rows) -> Mask:
-    """Which rows of an embedding table stand for a text, bool (n,)."""
+def is_told(rows: Rows) -> Mask:
+    """Which rows of features say anything, bool (n,)."""
     if isinstance(rows, np.ndarray):
         return np.asarray(rows.any(axis=1))
     return np.asarray(np.diff(rows.indptr) > 0)
@@ -76,29 +93,35 @@ def has_text(rows: Rows) -> Mask:
 
 @dataclass(frozen=True, eq=False)
 class RidgeMap:
-    """A linear map from text features to a signal's rows; plain arrays, fit to be stored.
+    """A linear map from features to a signal's rows; plain arrays, fit to be stored.
 
     Attributes:
-        weights: float32 (d_b, k) for each block of the features.
+        weights: float32 (d_b, k) for each table of the features.
         intercept: float32 (k,).
         penalty: of the ridge; 1 weighs as much as one row's whole text.
         basis: orthonormal rows, float32 (k, d), where the signal's rows were regressed in their
             projection onto k directions; None where k is their own width.
+        usual: float32 (k,), what the attributes of the mean row give; None where none were read.
     """
 
     weights: tuple[Table, ...]
     intercept: Table
     penalty: float
     basis: Table | None = None
+    usual: Table | None = None
 
-    def apply(self, features: TextFeatures) -> Table:
-        """Rows of texts, float32 (n, k), zero where there is no text.
+    def apply(self, features: Features) -> Table:
+        """Rows of what is described, float32 (n, k), zero elsewhere.
 
-        With a ``basis`` they are the coordinates along it: users score them by
-        ``users @ basis.T``, and ``rows @ basis`` are rows of the signal's own width.
+        Where attributes are missing, they are taken to be the mean row's. With a ``basis`` the rows
+        are the coordinates along it: users score them by ``users @ basis.T``, and ``rows @ basis``
+        are rows of the signal's own width.
         """
-        rows = features.product(self.weights) + self.intercept
-        rows[~features.has_text] = 0
+        n_told = len(features.tables)
+        rows = features.product(self.weights[:n_told]) + self.intercept
+        if self.usual is not None and features.attributes is not None:
+            rows[is_told(features.attributes)] -= self.usual
+        rows[~features.described] = 0
         return rows
 
 
@@ -111,7 +134,7 @@ def trust(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def fit_ridge(
-    features: TextFeatures, rows: Table, weights: NDArray[np.float64], *, penalty: float
+    features: Features, rows: Table, weights: NDArray[np.float64], *, penalty: float
 ) -> RidgeMap:
     """Weighted ridge regression of all columns of ``rows`` at once, with a free intercept.
 
@@ -120,7 +143,7 @@ def fit_ridge(
     gradients, one product with the features and one with their transpose a step.
 
     Args:
-        features: of n texts; rows without text are left out.
+        features: of n rows; those of which nothing is told are left out.
         rows: float32 (n, k), what is known.
         weights: float (n,), at least 0; 0 leaves a row out.
         penalty: λ > 0.
@@ -129,7 +152,7 @@ def fit_ridge(
     return problem.ridge_map(problem.solve(penalty), penalty)
 
 
-def bias_map(features: TextFeatures | None, biases: Table, counts: Index) -> RidgeMap | None:
+def bias_map(features: Features | None, biases: Table, counts: Index) -> RidgeMap | None:
     """What texts say of the items' biases; None where no known item has a text.
 
     Args:
@@ -137,40 +160,52 @@ def bias_map(features: TextFeatures | None, biases: Table, counts: Index) -> Rid
         biases: float32 (n_items,), of known items.
         counts: int64 (n_items,), what stands behind each; 0: it is not known.
     """
-    if features is None or not (features.has_text & (counts > 0)).any():
+    if features is None or not (features.described & (counts > 0)).any():
         return None
     return fit_ridge(features, biases[:, None], trust(counts), penalty=BIAS_PENALTY)
 
 
 @dataclass(frozen=True, eq=False)
 class _Problem:
-    """The weighted, centred regression; ``design = diag(√w)·(X − 1μᵀ)·diag(scale)``."""
+    """The weighted, centred regression; ``design = diag(√w)·(X − mμᵀ)·diag(scale)``.
 
-    features: TextFeatures
+    ``m`` is 1 but where a row's attributes are missing: these are then zero, the mean.
+    """
+
+    features: Features
     transposed: tuple[Rows, ...]
     root_weights: Table
+    told: tuple[Table, ...]
     mean_features: tuple[Table, ...]
     scales: tuple[np.float32, ...]
     mean_row: Table
     targets: Table
 
     @classmethod
-    def of(cls, features: TextFeatures, rows: Table, weights: NDArray[np.float64]) -> _Problem:
-        used = np.flatnonzero((weights > 0) & features.has_text)
+    def of(cls, features: Features, rows: Table, weights: NDArray[np.float64]) -> _Problem:
+        used = np.flatnonzero((weights > 0) & features.described)
         features, rows, weights = features[used], rows[used], weights[used]
         share = (weights / max(weights.sum(), 1e-12)).astype(np.float32)[:, None]
         root = np.sqrt(share * np.float32(len(used)))
         mean_row = (share.T @ rows).ravel()
         # By rows: a product with columns is three times as slow.
         transposed = tuple(
-            b.T if isinstance(b, np.ndarray) else b.T.tocsr() for b in features.blocks
+            b.T if isinstance(b, np.ndarray) else b.T.tocsr() for b in features.tables
         )
+        told = [np.ones_like(share)] * len(features.blocks)
+        shares = [share] * len(features.blocks)
+        if features.attributes is not None:
+            told.append(is_told(features.attributes)[:, None].astype(np.float32))
+            of_told = share * told[-1]
+            shares.append(of_told / max(of_told.sum(), np.float32(1e-12)))
+        means = zip(transposed, shares, strict=True)
         return cls(
             features,
             transposed,
             root,
-            tuple(np.asarray(block @ share).ravel() for block in transposed),
-            _scales(features.blocks),
+            tuple(told),
+            tuple(np.asarray(rows @ share).ravel() for rows, share in means),
+            _scales(features),
             mean_row,
             root * (rows - mean_row),
         )
@@ -192,34 +227,40 @@ class _Problem:
     def backward(self, dual: Table) -> tuple[Table, ...]:
         """``designᵀ @ dual``, by block."""
         weighted = self.root_weights * dual
-        total = weighted.sum(axis=0)
-        parts = zip(self.transposed, self.mean_features, self.scales, strict=True)
+        parts = zip(self.transposed, self.told, self.mean_features, self.scales, strict=True)
         return tuple(
-            scale * (np.asarray(block @ weighted, dtype=np.float32) - np.outer(mean, total))
-            for block, mean, scale in parts
+            scale
+            * (np.asarray(rows @ weighted, dtype=np.float32) - np.outer(mean, told.T @ weighted))
+            for rows, told, mean, scale in parts
         )
 
     def forward(self, weights: tuple[Table, ...]) -> Table:
         """``design @ weights``."""
         scaled = [scale * table for scale, table in zip(self.scales, weights, strict=True)]
-        shift = sum(mean @ table for mean, table in zip(self.mean_features, scaled, strict=True))
+        centres = zip(self.told, self.mean_features, scaled, strict=True)
+        shift = sum(told * (mean @ table) for told, mean, table in centres)
         return self.root_weights * (self.features.product(scaled) - shift)
 
     def ridge_map(self, dual: Table, penalty: float) -> RidgeMap:
         weights = tuple(
             scale * table for scale, table in zip(self.scales, self.backward(dual), strict=True)
         )
-        shift = sum(mean @ table for mean, table in zip(self.mean_features, weights, strict=True))
-        return RidgeMap(weights, np.asarray(self.mean_row - shift, dtype=np.float32), penalty)
+        centres = [mean @ table for mean, table in zip(self.mean_features, weights, strict=True)]
+        usual = None if self.features.attributes is None else centres.pop()
+        intercept = np.asarray(self.mean_row - sum(centres), dtype=np.float32)
+        return RidgeMap(weights, intercept, penalty, usual=usual)
 
 
-def _scales(blocks: tuple[Rows, ...]) -> tuple[np.float32, ...]:
-    """Square roots of the blocks' shares, which are 1 in all."""
-    sparse = np.array([sp.issparse(block) for block in blocks])
+def _scales(features: Features) -> tuple[np.float32, ...]:
+    """Square roots of the tables' shares, which are 1 in all."""
+    sparse = np.array([sp.issparse(block) for block in features.blocks], dtype=bool)
     if sparse.all() or not sparse.any():
-        shares = np.full(len(blocks), 1 / len(blocks))
+        shares = np.full(len(sparse), 1 / max(1, len(sparse)))
     else:
         shares = np.where(sparse, _WORDS_SHARE / sparse.sum(), (1 - _WORDS_SHARE) / (~sparse).sum())
+    if features.attributes is not None:
+        share = _ATTRIBUTES_SHARE if len(sparse) else 1.0
+        shares = np.r_[(1 - share) * shares, share]
     return tuple(np.sqrt(shares).astype(np.float32))
 
 
@@ -267,7 +308,7 @@ def _quotient(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray
 
 
 def choose_penalty(
-    features: TextFeatures,
+    features: Features,
     rows: Table,
     weights: NDArray[np.float64],
     others: Table,
@@ -289,7 +330,7 @@ def choose_penalty(
         seed: of the choice.
     """
     rng = np.random.default_rng(seed)
-    used = np.flatnonzero((weights > 0) & features.has_text)
+    used = np.flatnonzero((weights > 0) & features.described)
     held = rng.permutation(used)[: round(_HELD_OUT * len(used))]
     rest = weights.copy()
     rest[held] = 0
@@ -308,7 +349,7 @@ def choose_penalty(
 
 def completion_map(
     factors: Factors,
-    features: TextFeatures,
+    features: Features,
     counts: NDArray[np.int64],
     *,
     seed: int,
@@ -334,7 +375,7 @@ def completion_map(
     """
     if sp.issparse(factors.items):
         return None
-    weights = np.where(factors.known & features.has_text, trust(counts), 0.0)
+    weights = np.where(factors.known & features.described, trust(counts), 0.0)
     if not weights.any():
         return None
     is_wide = factors.is_sparse or factors.items.shape[1] > rank
@@ -365,7 +406,7 @@ def _along(factors: Factors, basis: Table | None) -> tuple[Table, Table]:
     return np.asarray(factors.users @ basis.T), factors.items @ basis.T
 
 
-def complete(factors: Factors, ridge: RidgeMap, features: TextFeatures) -> Factors:
+def complete(factors: Factors, ridge: RidgeMap, features: Features) -> Factors:
     """A signal that knows every item with a text: the unknown ones' rows come from the map.
 
     For standardised factors: ``known`` then covers the completed rows, so that they are scored
@@ -377,7 +418,7 @@ def complete(factors: Factors, ridge: RidgeMap, features: TextFeatures) -> Facto
         ridge: its :func:`completion_map`.
         features: of all items.
     """
-    missing = np.flatnonzero(~factors.known & features.has_text)
+    missing = np.flatnonzero(~factors.known & features.described)
     if not len(missing):
         return factors
     rows = ridge.apply(features[missing])
@@ -395,7 +436,7 @@ def complete(factors: Factors, ridge: RidgeMap, features: TextFeatures) -> Facto
 def complete_users(
     factors: Factors,
     counts: NDArray[np.int64],
-    features: TextFeatures | None = None,
+    features: Features | None = None,
     *,
     seed: int,
 ) -> Factors:
@@ -421,11 +462,11 @@ def complete_users(
         return dataclasses.replace(factors, users=_with_sparse_row(factors.users, missing, mean))
     users = factors.users.copy()
     users[missing] = mean
-    if features is not None and (features.has_text & (weights > 0)).any():
+    if features is not None and (features.described & (weights > 0)).any():
         rows, others = factors.users, factors.items
         penalty = choose_penalty(features, rows, weights, others, seed=seed)
         ridge = fit_ridge(features, rows, weights, penalty=penalty)
-        told = missing[features.has_text[missing]]
+        told = missing[features.described[missing]]
         users[told] = ridge.apply(features[told])
     return dataclasses.replace(factors, users=users)
 

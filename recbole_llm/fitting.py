@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from recbole_llm.completion import (
+    Features,
     RidgeMap,
-    TextFeatures,
     complete,
     complete_users,
     completion_map,
-    text_features,
+    features_of,
 )
 from recbole_llm.embedding_cache import EmbeddingCache, default_folder, encode_cached
 from recbole_llm.encoders import EncoderOptions, NetworkOptions, build
@@ -143,14 +143,14 @@ class Source:
 
     Attributes:
         data: the training part with its texts encoded.
-        item_texts, user_texts: the features that completion reads, None without any text.
+        item_features, user_features: what completion reads, None where nothing is told.
         encoders: encoder -> its fingerprint.
         network: what the encoders' files are taken for and run by.
     """
 
     data: TrainingData
-    item_texts: TextFeatures | None
-    user_texts: TextFeatures | None
+    item_features: Features | None
+    user_features: Features | None
     encoders: Mapping[str, str]
     network: NetworkOptions
 
@@ -171,10 +171,11 @@ def encode(
     if settings.uses_embeddings:
         with report.timed("encode"):
             data, encoders = _with_embeddings(data, user_texts, settings.text, run, report)
-    items, users = (
-        text_features(rows) if rows else None
-        for rows in (data.item_embeddings, data.user_embeddings)
-    )
+    items, users = None, None
+    if data.item_embeddings or data.item_attributes is not None:
+        items = features_of(data.item_embeddings, data.item_attributes)
+    if data.user_embeddings:
+        users = features_of(data.user_embeddings)
     return Source(data, items, users, encoders, network_options(settings.text))
 
 
@@ -364,9 +365,9 @@ def for_all(
     """A signal's z-scores, with rows for the users and items that it has not seen."""
     if not (signal.completed and settings.completes):
         return Fitted(signal, standardise(factors), factors.known, None)
-    data, texts = source.data, source.item_texts
+    data, texts = source.data, source.item_features
     user_counts = np.diff(data.interactions.indptr).astype(np.int64)
-    factors = standardise(complete_users(factors, user_counts, source.user_texts, seed=run.seed))
+    factors = standardise(complete_users(factors, user_counts, source.user_features, seed=run.seed))
     ridge = None
     if texts is not None:
         ridge = completion_map(factors, texts, data.item_counts, seed=run.seed)
@@ -378,12 +379,12 @@ def for_all(
 def _as_if_cold(
     fitted: Mapping[str, Fitted], source: Source, settings: ModelSettings, run: RunOptions
 ) -> Situation | None:
-    """The signals as they would be if a fifth of the warm items with a text were new."""
-    if source.item_texts is None:
+    """The signals as they would be if a fifth of the warm items that are described were new."""
+    if source.item_features is None:
         return None
     start = perf_counter()
     data = source.data
-    members = np.flatnonzero(data.warm_items & source.item_texts.has_text)
+    members = np.flatnonzero(data.warm_items & source.item_features.described)
     fold = np.random.default_rng(run.seed).permutation(members)[: len(members) // _FOLDS]
     held = np.zeros(data.n_items, dtype=bool)
     held[fold] = True

@@ -93,6 +93,14 @@ class ModelSettings:
             for signal in self.signals.values()
         )
 
+    @property
+    def uses_attributes(self) -> bool:
+        """Whether anything reads the items' categories and numbers."""
+        return any(
+            signal.uses_attributes or (self.completes and signal.completed)
+            for signal in self.signals.values()
+        )
+
 
 def model_keys(signal_names: Sequence[str] | None) -> list[Key]:
     """The flat keys of a model.
@@ -108,7 +116,7 @@ def model_keys(signal_names: Sequence[str] | None) -> list[Key]:
     keys = list(section_keys("choice", ChoiceSettings)) if signal_names is None else []
     keys += section_keys("task", TaskSettings)
     if any(signal.uses_text for signal in signals):
-        keys += section_keys("text", TextSettings)
+        keys += _text_keys(attributes=any(signal.completed for signal in signals))
     keys += section_keys("history", HistorySettings)
     keys += section_keys("search", SearchSettings)
     if signal_names is None or any(signal.uses_embeddings for signal in signals):
@@ -118,9 +126,15 @@ def model_keys(signal_names: Sequence[str] | None) -> list[Key]:
     return keys
 
 
+def _text_keys(*, attributes: bool) -> list[Key]:
+    """What a model of words takes; beside them it may read attributes."""
+    keys = section_keys("text", TextSettings)
+    return [key for key in keys if attributes or key.field != "item_attribute_fields"]
+
+
 def sequence_keys() -> list[Key]:
     """The flat keys of a sequential model; how it is trained, RecBole's own keys say."""
-    described = [*section_keys("text", TextSettings), *section_keys("history", HistorySettings)]
+    described = [*_text_keys(attributes=False), *section_keys("history", HistorySettings)]
     # The network reads no users' texts, and an item of a sequence is there or not.
     unread = ("user_text_fields", "interaction_weight_field", "behaviour_weights", "test_history")
     return [
@@ -132,7 +146,7 @@ def sequence_keys() -> list[Key]:
 
 def tower_keys() -> list[Key]:
     """The flat keys of the tower as a model; how it is trained, RecBole's own keys say."""
-    described = [*section_keys("text", TextSettings), *section_keys("history", HistorySettings)]
+    described = [*_text_keys(attributes=False), *section_keys("history", HistorySettings)]
     shape = section_keys("intent_tower", TowerShape, prefix="intent_tower_")
     tuned = section_keys("finetune", FinetuneSettings, prefix="finetune_")
     varied = section_keys("augment", AugmentSettings, prefix="augment_")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from recbole_llm.completion import RidgeMap, has_text, text_features
+from recbole_llm.completion import RidgeMap, features_of, is_told
 from recbole_llm.errors import DataError
 from recbole_llm.factors import (
     Factors,
@@ -287,13 +287,13 @@ def _described(
     """A signal's item rows of texts, and of which it knows something."""
     rows = signal.describe(factors, embeddings)
     if rows is not None:
-        return rows, has_text(rows)
+        return rows, is_told(rows)
     n = _n_rows(embeddings)
     if kept.ridge is None:
         return _zeros(factors.items, n), np.zeros(n, dtype=bool)
-    features = text_features(embeddings)
+    features = features_of(embeddings)
     rows = kept.ridge.apply(features)
-    return rows if kept.ridge.basis is None else rows @ kept.ridge.basis, features.has_text
+    return rows if kept.ridge.basis is None else rows @ kept.ridge.basis, features.described
 
 
 def _zeros(like: Rows, n: int) -> Rows:

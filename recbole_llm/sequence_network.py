@@ -26,7 +26,7 @@ from torch.nn.functional import (
     scaled_dot_product_attention,
 )
 
-from recbole_llm.completion import TextFeatures
+from recbole_llm.completion import Features
 from recbole_llm.errors import SettingsError
 from recbole_llm.factors import Index, Mask, Rows, Table, unit_rows
 from recbole_llm.settings import setting
@@ -245,7 +245,7 @@ class ItemRows(nn.Module):
 
     def __init__(
         self,
-        features: TextFeatures | None,
+        features: Features | None,
         n_items: int,
         dimensions: int,
         identity_dropout: float,
@@ -256,15 +256,15 @@ class ItemRows(nn.Module):
         super().__init__()
         d, self.unit = dimensions, unit
         self.identity_dropout, self.sparse = identity_dropout, sparse
-        self.features = features or TextFeatures((), np.zeros(n_items, dtype=bool))
-        self.variants: TextFeatures | None = None
+        self.features = features or Features((), np.zeros(n_items, dtype=bool))
+        self.variants: Features | None = None
         self.chosen = np.zeros(n_items, dtype=np.int64)
         # A random projection keeps cosines: the map starts from what the texts have in common.
         self.maps = nn.ParameterList(
             torch.randn(block.shape[1], d) / math.sqrt(d) for block in self.features.blocks
         )
         # A text begins alone, and an item that is never trained on has nothing beside it.
-        has_text = torch.from_numpy(self.features.has_text)[:, None]
+        has_text = torch.from_numpy(self.features.described)[:, None]
         self.own = nn.Parameter(torch.randn(n_items, d) / math.sqrt(d) * ~has_text)
 
     def sparse_parameters(self) -> list[nn.Parameter]:
@@ -289,7 +289,7 @@ class ItemRows(nn.Module):
             features = self.features[items]
         rows = embedding(torch.from_numpy(items).to(device), self.own, sparse=self.sparse)
         if self.training and self.identity_dropout:
-            has_text = torch.from_numpy(features.has_text).to(device)
+            has_text = torch.from_numpy(features.described).to(device)
             dropped = has_text & (torch.rand(len(items), device=device) < self.identity_dropout)
             rows = rows * ~dropped[:, None]
         for number, (block, weights) in enumerate(zip(features.blocks, self.maps, strict=True)):
@@ -338,7 +338,7 @@ class SequenceNetwork(nn.Module):
     """
 
     def __init__(
-        self, features: TextFeatures | None, n_items: int, shape: SequenceShape, longest: int
+        self, features: Features | None, n_items: int, shape: SequenceShape, longest: int
     ) -> None:
         super().__init__()
         self.temperature = shape.temperature
@@ -426,9 +426,7 @@ def has_maps(arrays: Mapping[str, Rows]) -> bool:
     return f"{_MAP}0" in arrays
 
 
-def rows_of_texts(
-    arrays: Mapping[str, Rows], features: TextFeatures, *, unit: bool = True
-) -> Table:
+def rows_of_texts(arrays: Mapping[str, Rows], features: Features, *, unit: bool = True) -> Table:
     """Item rows by a network's :meth:`~SequenceNetwork.arrays`, float32 (n, d), unit or zero."""
     maps = [np.asarray(arrays[f"{_MAP}{number}"]) for number in range(len(features.blocks))]
     rows = features.product(maps)

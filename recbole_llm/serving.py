@@ -15,7 +15,7 @@ import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 
-from recbole_llm.completion import has_text
+from recbole_llm.completion import is_told
 from recbole_llm.embedding_cache import default_folder
 from recbole_llm.encoders import Encoder, EncoderOptions, NetworkOptions, build
 from recbole_llm.errors import DataError, DataWarning, SettingsError, did_you_mean
@@ -399,7 +399,7 @@ class Recommender:
         said = list(texts.values())
         embedded = {spec: encoder.encode(said) for spec, encoder in self._encoders.items()}
         for place, (what, text) in enumerate(texts.items()):
-            reads = [spec for spec, rows in embedded.items() if has_text(rows)[place]]
+            reads = [spec for spec, rows in embedded.items() if is_told(rows)[place]]
             deaf = [spec for spec in embedded if spec not in reads]
             if not reads:
                 raise DataError(

@@ -255,6 +255,11 @@ class TextSettings:
     item_text_fields: Words | None = setting(
         None, "Fields of the .item file that make an item's text; none: every text-like field."
     )
+    item_attribute_fields: Words | None = setting(
+        None,
+        "Fields of the .item file, categories (genre, brand) and numbers (year, price), that tell "
+        "of cold items beside their text; none: every such field; []: no field.",
+    )
     user_text_fields: Words | None = setting(
         None, "Fields of the .user file that make a user's text; none: no user text."
     )

@@ -111,7 +111,9 @@ def _key(signal: Signal, data: TrainingData, run: RunOptions) -> str:
     if data.age is not None:
         digest.update(data.age.tobytes())
     if signal.uses_text:
-        digest.update(json.dumps([data.item_texts, dict(data.item_categories)]).encode())
+        digest.update(json.dumps(data.item_texts).encode())
+    if signal.uses_attributes and data.item_attributes is not None:
+        _add_rows(digest, data.item_attributes)
     for name in signal.encoders:
         for tables in (data.item_embeddings, data.user_embeddings):
             if name in tables:

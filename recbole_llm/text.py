@@ -193,6 +193,23 @@ def categorical_fields(table: FeatureTable) -> tuple[str, ...]:
     )
 
 
+def attribute_fields(table: FeatureTable) -> tuple[str, ...]:
+    """The fields of categories or of numbers, at least two of them, in the order of the file.
+
+    Args:
+        table: an ``.item`` or ``.user`` file.
+
+    Returns:
+        Names of fields, perhaps none.
+    """
+    categorical = categorical_fields(table)
+    return tuple(
+        field
+        for field, values in table.columns.items()
+        if field in categorical or (table.types[field] == "float" and len(set(values) - {""}) > 1)
+    )
+
+
 def compose(
     table: FeatureTable,
     fields: Sequence[str],

@@ -27,7 +27,7 @@ from torch.nn.functional import (
 )
 
 from recbole_llm.augmentation import crop
-from recbole_llm.completion import TextFeatures
+from recbole_llm.completion import Features
 from recbole_llm.evaluation import is_positive
 from recbole_llm.factors import Index, Mask, Rows, Table
 from recbole_llm.sequence_network import ItemRows, product
@@ -267,13 +267,13 @@ class Tower(nn.Module):
 
     def __init__(
         self,
-        features: TextFeatures | None,
+        features: Features | None,
         history: History,
-        own_texts: TextFeatures | None,
+        own_texts: Features | None,
         shape: TowerShape,
         start: Table | None = None,
         text: TextNetwork | None = None,
-        variants: TextFeatures | None = None,
+        variants: Features | None = None,
         *,
         crops: bool = False,
     ) -> None:
@@ -338,7 +338,7 @@ class Tower(nn.Module):
         self.rng = rng
         if self.items.variants is not None:
             n_items = len(self.items.chosen)
-            n_texts = len(self.items.variants.has_text) // n_items
+            n_texts = len(self.items.variants.described) // n_items
             self.items.chosen = rng.integers(n_texts, size=n_items)
             if self.text is not None:
                 self.text.chosen = self.items.chosen
@@ -394,7 +394,7 @@ class Tower(nn.Module):
         """Let the histories' rows and the tables be those of the encoder as it is now."""
         if self.text is not None:
             features = self.items.features
-            rows = self.text.rows(np.arange(len(features.has_text)))
+            rows = self.text.rows(np.arange(len(features.described)))
             self.items.features = replace(features, blocks=(rows, *features.blocks[1:]))
 
     def value_loss(self, users: Index, items: Index, wanted: torch.Tensor) -> torch.Tensor:
@@ -442,7 +442,7 @@ class Tower(nn.Module):
             own_text = self.text_rows(self.own_texts[users])
         return self.users(rows, History(weights, seen.age), own_text)
 
-    def text_rows(self, features: TextFeatures) -> torch.Tensor:
+    def text_rows(self, features: Features) -> torch.Tensor:
         """Unit rows of texts alone, float32 (n, d); zero where there is none."""
         blocks = zip(features.blocks, self.items.maps, strict=True)
         parts = [product(block, weights, sparse=True) for block, weights in blocks]

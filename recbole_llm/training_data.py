@@ -103,7 +103,8 @@ class TrainingData:
         age: int32, aligned with ``interactions.data``: 0 for a user's last item, 1 for the one
             before, …; items of one moment share an age. None where the data have no order.
         item_texts: n_items texts, "" where an item has none.
-        item_categories: field -> n_items values of a categorical field, "" where missing.
+        item_attributes: CSR float32 (n_items, d), unit rows of the items' categories and numbers,
+            zero where nothing is known; None where no item has any.
         item_embeddings: encoder's name -> unit rows (n_items, d), zero where there is no text.
         user_embeddings: encoder's name -> unit rows (n_users, d) of the users' own text.
         item_variants: other texts of the items, n_items each, which a tower is trained on too.
@@ -113,7 +114,7 @@ class TrainingData:
     interactions: sp.csr_matrix
     age: NDArray[np.int32] | None = None
     item_texts: tuple[str, ...] = ()
-    item_categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    item_attributes: sp.csr_matrix | None = None
     item_embeddings: Mapping[str, Rows] = field(default_factory=dict)
     user_embeddings: Mapping[str, Rows] = field(default_factory=dict)
     item_variants: tuple[tuple[str, ...], ...] = ()

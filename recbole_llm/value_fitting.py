@@ -134,10 +134,10 @@ def regress(
         (task.train.values - scale.mean) / scale.spread,
         task.shape,
     )
-    ridge = bias_map(source.item_texts, of_items.astype(np.float32), source.data.item_counts)
-    if source.item_texts is not None and ridge is not None:
-        cold = source.item_texts.has_text & ~source.data.warm_items
-        of_items[cold] = ridge.apply(source.item_texts[cold])[:, 0]
+    ridge = bias_map(source.item_features, of_items.astype(np.float32), source.data.item_counts)
+    if source.item_features is not None and ridge is not None:
+        cold = source.item_features.described & ~source.data.warm_items
+        of_items[cold] = ridge.apply(source.item_features[cold])[:, 0]
     signals = [part.factors for part in fitted.values()]
     rows = task.valid
     pairs = PairFeatures(_scores(signals, rows, run), of_users[rows.users], of_items[rows.items])

@@ -11,7 +11,15 @@ HOST = {"host", "models", "cli.py"}
 LAYERS = [
     ["errors", "whole_file"],
     ["settings", "factors", "calibration", "text", "augmentation", "atomic_files", "table_files"],
-    ["training_data", "scoring", "slices", "column_values", "values", "frozen_layers"],
+    [
+        "training_data",
+        "scoring",
+        "slices",
+        "column_values",
+        "values",
+        "frozen_layers",
+        "attributes",
+    ],
     ["importing", "cold_split"],
     ["encoders", "evaluation"],
     ["embedding_cache", "intent", "completion", "cold_metrics", "sequence_network"],

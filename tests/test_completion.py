@@ -10,8 +10,8 @@ from recbole_llm.completion import (
     complete_users,
     completion_map,
     conjugate_gradients,
+    features_of,
     fit_ridge,
-    text_features,
     trust,
 )
 from recbole_llm.factors import Factors, standardise, unit_rows
@@ -33,7 +33,7 @@ def make_features(seed=0, n=N_ITEMS):
         empty[NO_TEXT] = True
     words = (sp.diags((~empty).astype(np.float32)) @ words).tocsr()
     words.eliminate_zeros()
-    return text_features({"bert": dense, "lexical": words})
+    return features_of({"bert": dense, "lexical": words})
 
 
 def make_signal(features, seed=1, noise=0.0):
@@ -52,7 +52,7 @@ def make_signal(features, seed=1, noise=0.0):
 
 def dense_ridge(features, rows, weights, penalty):
     """The normal equations with an unpenalised column of ones, all dense, float64."""
-    used = (weights > 0) & features.has_text
+    used = (weights > 0) & features.described
     x = np.hstack([np.sqrt(0.3) * features.blocks[0], np.sqrt(0.7) * features.blocks[1].toarray()])
     x = np.hstack([x, np.ones((len(x), 1))]).astype(np.float64)
     w = weights[used] / weights[used].mean()
@@ -70,9 +70,9 @@ def test_ridge_equals_the_normal_equations(penalty):
     rows = fit_ridge(features, signal.items, weights, penalty=penalty).apply(features)
     expected = dense_ridge(features, signal.items, weights, penalty)
     np.testing.assert_allclose(
-        rows[features.has_text], expected[features.has_text], atol=5e-3 * abs(expected).max()
+        rows[features.described], expected[features.described], atol=5e-3 * abs(expected).max()
     )
-    assert not rows[~features.has_text].any()
+    assert not rows[~features.described].any()
 
 
 def test_conjugate_gradients_solve_every_column_from_any_start():
@@ -160,7 +160,7 @@ def test_sparse_item_rows_and_signals_without_text_have_no_map():
     signal, _, counts = make_signal(features)
     words = Factors.of(sp.csr_matrix(signal.users), sp.csr_matrix(signal.items), signal.known)
     assert completion_map(words, features, counts, seed=0) is None
-    blank = text_features({"bert": np.zeros((N_ITEMS, 3), np.float32)})
+    blank = features_of({"bert": np.zeros((N_ITEMS, 3), np.float32)})
     assert completion_map(signal, blank, counts, seed=0) is None
 
 
@@ -175,7 +175,7 @@ def test_a_new_user_gets_the_mean_user_and_one_with_text_what_it_says():
     np.testing.assert_array_equal(completed.users[counts > 0], signal.users[counts > 0])
     assert not completed.users[0].any()
     texts = make_features(seed=8, n=N_USERS)
-    texts.has_text[4] = False
+    texts.described[4] = False
     told = complete_users(signal, counts, texts, seed=0)
     np.testing.assert_allclose(told.users[4], mean, atol=1e-6)
     assert np.abs(told.users[3] - mean).max() > 1e-4
@@ -203,7 +203,7 @@ def test_the_penalty_seen_in_random_directions_is_as_good_as_the_best_of_all_col
     weights = trust(counts) * signal.known
     others = np.random.default_rng(2).standard_normal((200, signal.items.shape[1]))
     chosen = choose_penalty(features, signal.items, weights, others.astype(np.float32), seed=0)
-    used = np.flatnonzero((weights > 0) & features.has_text)
+    used = np.flatnonzero((weights > 0) & features.described)
     held = np.random.default_rng(0).permutation(used)[: round(0.2 * len(used))]
     rest = weights.copy()
     rest[held] = 0

@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from recbole_llm.completion import text_features
+from recbole_llm.completion import features_of
 from recbole_llm.errors import SettingsError
 from recbole_llm.sequence_network import (
     Candidates,
@@ -179,7 +179,7 @@ def test_an_item_has_the_row_of_its_text_and_one_without_a_row_of_its_own():
     dense[:2] = 0
     words = sp.vstack([0 * words[:2], words[2:]], format="csr")
     words.eliminate_zeros()
-    features = text_features({"bert": dense, "lexical": words})
+    features = features_of({"bert": dense, "lexical": words})
     network = trained_a_little(features)
     table = network.item_table()
     described = rows_of_texts(network.arrays(), features)

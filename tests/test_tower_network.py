@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from recbole_llm.completion import text_features
+from recbole_llm.completion import features_of
 from recbole_llm.sequence_network import product
 from recbole_llm.testing.signals import ENCODER, small_data
 from recbole_llm.tower_network import (
@@ -81,10 +81,10 @@ def test_a_crop_is_as_old_as_its_last_moment():
 
 def test_training_reads_the_drawn_texts_and_the_tables_their_own():
     data = small_data()
-    plain = text_features(data.item_embeddings)
+    plain = features_of(data.item_embeddings)
     other = np.roll(plain.blocks[0], 5, axis=1)
     other[2:] = other[2:][::-1]
-    stacked = text_features({ENCODER: np.concatenate([plain.blocks[0], other])})
+    stacked = features_of({ENCODER: np.concatenate([plain.blocks[0], other])})
     shape = TowerShape(dimensions=8, identities=False, identity_dropout=1.0)
     tower = Tower(plain, data.history, None, shape, variants=stacked)
     every, drawn = np.arange(data.n_items), []
@@ -93,7 +93,7 @@ def test_training_reads_the_drawn_texts_and_the_tables_their_own():
         tower.start_epoch(np.random.default_rng([7, number]))
         drawn.append(tower.items.chosen)
         read = np.where(drawn[-1][:, None] == 1, other, plain.blocks[0])
-        expected = tower.text_rows(text_features({ENCODER: read}))
+        expected = tower.text_rows(features_of({ENCODER: read}))
         torch.testing.assert_close(tower.items(every)[2:], expected[2:])
     assert set(drawn[0]) == {0, 1}
     assert (drawn[0] != drawn[1]).any()
@@ -159,12 +159,12 @@ def test_the_sparse_gradient_of_words_equals_the_dense_one():
 def test_a_cold_item_stands_where_its_text_says_before_and_after_a_step(loss):
     data = small_data()
     shape = TowerShape(dimensions=8, loss=loss)
-    tower = Tower(text_features(data.item_embeddings), data.history, None, shape)
+    tower = Tower(features_of(data.item_embeddings), data.history, None, shape)
     tower.start_epoch(np.random.default_rng(0))
     users, items = tower.examples()
     tower.loss(users, items).backward()
     assert tower.items.maps[0].grad.abs().sum() > 0
-    cold = np.flatnonzero(~data.warm_items & tower.items.features.has_text)
+    cold = np.flatnonzero(~data.warm_items & tower.items.features.described)
     assert not tower.items.own.grad.to_dense()[cold].any()
     with torch.no_grad():
         expected = tower.text_rows(tower.items.features)[cold].numpy()
@@ -174,7 +174,7 @@ def test_a_cold_item_stands_where_its_text_says_before_and_after_a_step(loss):
 def test_negatives_are_items_that_the_user_does_not_know():
     data = small_data()
     tower = Tower(
-        text_features({ENCODER: data.item_embeddings[ENCODER]}),
+        features_of({ENCODER: data.item_embeddings[ENCODER]}),
         data.history,
         None,
         TowerShape(loss="bpr"),

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.utils import FeatureSource, FeatureType
 
+from recbole_llm.attributes import attribute_rows
 from recbole_llm.errors import DataError, SettingsError, did_you_mean
 from recbole_llm.factors import Index
 from recbole_llm.host.config import given_settings, prepare, task_of
 from recbole_llm.model_settings import ModelSettings
 from recbole_llm.settings import HistorySettings, read_section
 from recbole_llm.text import (
-    categorical_fields,
     compose,
     read_feature_table,
     text_fields,
@@ -304,12 +304,14 @@ class TablesDataset(Dataset):
         """This part as plain arrays, and the users' own texts (n_users, or none)."""
         matrix, age = self._matrix()
         texts: tuple[str, ...] = ()
-        categories: dict[str, tuple[str, ...]] = {}
+        attributes: sp.csr_matrix | None = None
         user_texts: tuple[str, ...] = ()
         if settings.uses_text:
-            texts, categories = self.item_texts(settings.text.item_text_fields)
+            texts = self.item_texts(settings.text.item_text_fields)
             user_texts = self._user_texts(settings)
-        return TrainingData(matrix, age, texts, categories), user_texts
+        if settings.uses_attributes:
+            attributes = self._item_attributes(settings.text.item_attribute_fields)
+        return TrainingData(matrix, age, texts, attributes), user_texts
 
     def _feature_file(self, suffix: str, field: str) -> Any:
         path = Path(self.dataset_path) / f"{self.dataset_name}.{suffix}"
@@ -322,10 +324,8 @@ class TablesDataset(Dataset):
             encoding=self.config["encoding"] or "utf-8",
         )
 
-    def item_texts(
-        self, fields: Sequence[str] | None
-    ) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
-        """The items' texts and their values of categorical fields, each n_items, or none at all.
+    def item_texts(self, fields: Sequence[str] | None) -> tuple[str, ...]:
+        """The items' texts, n_items, or none at all.
 
         Args:
             fields: those that make the text; None: every text-like one.
@@ -335,14 +335,25 @@ class TablesDataset(Dataset):
             self.logger.warning(
                 f"no file {self.dataset_name}.item in {self.dataset_path}: no item has a text"
             )
-            return (), {}
+            return ()
         chosen = text_fields(table) if fields is None else fields
         ids = self.field2id_token[self.iid_field]
         self.logger.info(f"item text fields: {', '.join(chosen) or 'none is text-like'}")
-        categories = {
-            field: tuple(compose(table, [field], ids)) for field in categorical_fields(table)
-        }
-        return tuple(compose(table, chosen, ids)), categories
+        return tuple(compose(table, chosen, ids))
+
+    def _item_attributes(self, fields: Sequence[str] | None) -> sp.csr_matrix | None:
+        """The items' categories and numbers as unit rows, (n_items, d).
+
+        Args:
+            fields: those that are read; None: all that hold categories or numbers.
+        """
+        table = self._feature_file("item", self.iid_field)
+        if table is None:
+            return None
+        rows, chosen = attribute_rows(table, fields, self.field2id_token[self.iid_field])
+        if chosen:
+            self.logger.info(f"item attributes: {', '.join(chosen)}")
+        return rows
 
     def item_fields(self, fields: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
         """What :meth:`item_texts` are made of: field -> n_items values, "" where there is none."""

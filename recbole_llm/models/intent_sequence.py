@@ -10,7 +10,7 @@ import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
-from recbole_llm.completion import TextFeatures, text_features
+from recbole_llm.completion import Features, features_of
 from recbole_llm.factors import Index, Table
 from recbole_llm.fitting import FitReport, encode_texts
 from recbole_llm.host.config import given_settings
@@ -58,7 +58,7 @@ class IntentSequence(SequentialRecommender):
         known = np.zeros(self.n_items, dtype=bool)
         known[seen] = True
         if features is not None:
-            known |= features.has_text
+            known |= features.described
         known[0] = False
         self.known = known
         self.candidates = Candidates.of(wanted, self.n_items, shape.candidates)
@@ -80,13 +80,13 @@ class IntentSequence(SequentialRecommender):
 
     def _features(
         self, settings: TextSettings, dataset: SequencesDataset, run: RunOptions
-    ) -> TextFeatures | None:
-        texts, _ = dataset.item_texts(settings.item_text_fields)
+    ) -> Features | None:
+        texts = dataset.item_texts(settings.item_text_fields)
         if not any(texts):
             self.logger.warning("no item has a text: IntentSequence learns from the ids alone")
             return None
         (embeddings,), _ = encode_texts([texts], settings, run, self.report)
-        return text_features(embeddings)
+        return features_of(embeddings)
 
     def calculate_loss(self, interaction: Any) -> torch.Tensor:
         """Softmax of the next item against all others, or against those drawn for the step."""

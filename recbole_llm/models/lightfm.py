@@ -6,6 +6,6 @@ from recbole_llm.models.tables_recommender import TablesRecommender
 
 
 class LightFM(TablesRecommender):
-    """LightFM on identities, and with `item_features: true` on text and categories."""
+    """LightFM on identities, and with `item_features: true` on text and attributes."""
 
     signal_names = ("lightfm",)

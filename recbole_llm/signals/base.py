@@ -54,6 +54,11 @@ class Signal(Protocol):
         ...
 
     @property
+    def uses_attributes(self) -> bool:
+        """Whether it reads the items' categories and numbers."""
+        ...
+
+    @property
     def encoders(self) -> Words:
         """The encoders whose embeddings it reads."""
         ...
@@ -189,6 +194,11 @@ class SingleSignal:
 
     @property
     def uses_embeddings(self) -> bool:
+        """False: it reads none."""
+        return False
+
+    @property
+    def uses_attributes(self) -> bool:
         """False: it reads none."""
         return False
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from recbole_llm.completion import BIAS_PENALTY, RidgeMap, TextFeatures, bias_map, text_features
+from recbole_llm.completion import BIAS_PENALTY, Features, RidgeMap, bias_map, features_of
 from recbole_llm.errors import FitError, SettingsError
 from recbole_llm.evaluation import Validation
 from recbole_llm.factors import Factors, Rows, Table, stack_rows, unit_rows
@@ -157,11 +157,11 @@ class IntentTowerSignal(TowerShape, SingleSignal):
         if not np.isfinite(items).all():
             raise FitError("the intent tower has no finite weights left; lower its learning rate")
         features = tower.items.features
-        known, extra = data.warm_items | features.has_text, tower.arrays()
+        known, extra = data.warm_items | features.described, tower.arrays()
         if self.loss in VALUED:
             ridge = bias_map(features if self.encoders else None, items[:, -2], data.item_counts)
             if ridge is not None:
-                cold = features.has_text & ~data.warm_items
+                cold = features.described & ~data.warm_items
                 items[cold, -2] = ridge.apply(features[cold])[:, 0]
                 extra |= {f"{_BIAS}{number}": table for number, table in enumerate(ridge.weights)}
                 extra[_BIAS] = ridge.intercept
@@ -203,14 +203,14 @@ class IntentTowerSignal(TowerShape, SingleSignal):
                 np.asarray(factors.extra[f"{_BIAS}{n}"]) for n in range(len(features.blocks))
             ]
             ridge = RidgeMap(tuple(weights), np.asarray(factors.extra[_BIAS]), BIAS_PENALTY)
-            rows = with_biases(rows, ridge.apply(features)[:, 0]) * features.has_text[:, None]
+            rows = with_biases(rows, ridge.apply(features)[:, 0]) * features.described[:, None]
         return rows
 
     def variants(self, name: str, encoders: Sequence[str]) -> dict[str, IntentTowerSignal]:
         """One signal of all encoders: the towers read them side by side."""
         return {name: with_settings(self, {"encoders": tuple(encoders)})}
 
-    def _features(self, embeddings: Mapping[str, Rows]) -> TextFeatures | None:
+    def _features(self, embeddings: Mapping[str, Rows]) -> Features | None:
         if not self.encoders or any(name not in embeddings for name in self.encoders):
             return None
-        return text_features({name: embeddings[name] for name in self.encoders})
+        return features_of({name: embeddings[name] for name in self.encoders})

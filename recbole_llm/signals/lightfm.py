@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import scipy.sparse as sp
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.preprocessing import OneHotEncoder, normalize
+from sklearn.preprocessing import normalize
 
 from recbole_llm.factors import Factors, Rows, Table
 from recbole_llm.settings import RunOptions, Search, setting
@@ -52,7 +52,7 @@ class LightFMSignal(SingleSignal):
     )
     item_features: bool = setting(
         False,
-        "Whether LightFM also learns from TF-IDF of the items' text and their categorical fields.",
+        "Whether LightFM also learns from TF-IDF of the items' text and their attributes.",
         key="item_features",
     )
     item_identities: bool = setting(
@@ -65,6 +65,11 @@ class LightFMSignal(SingleSignal):
     uses_text: ClassVar[bool] = True
     completed: ClassVar[bool] = True
     seeded: ClassVar[bool] = True
+
+    @property
+    def uses_attributes(self) -> bool:
+        """Whether it learns from features."""
+        return self.item_features
 
     def fit(self, data: TrainingData, run: RunOptions) -> Factors:
         """Learn by stochastic gradient descent on one thread: two are not repeatable."""
@@ -154,7 +159,7 @@ def history_map(weights: sp.csr_matrix, items: Table, users: Table) -> Table:
 
 
 def item_features(data: TrainingData, *, identities: bool) -> sp.csr_matrix:
-    """The items' identities where wanted, the TF-IDF of their texts, and their categories.
+    """The items' identities where wanted, the TF-IDF of their texts, and their attributes.
 
     Returns:
         CSR float32 (n_items, n_features) with rows summing to 1, as LightFM advises.
@@ -166,8 +171,6 @@ def item_features(data: TrainingData, *, identities: bool) -> sp.csr_matrix:
         # Where no word occurs twice, scikit-learn raises "empty vocabulary": no feature then.
         with contextlib.suppress(ValueError):
             blocks.append(vectorizer.fit_transform(data.item_texts))
-    for values in data.item_categories.values():
-        column = np.asarray(values, dtype=object)[:, None]
-        encoder = OneHotEncoder(categories=[sorted(set(values) - {""})], handle_unknown="ignore")
-        blocks.append(encoder.fit_transform(column).astype(np.float32))
+    if data.item_attributes is not None:
+        blocks.append(data.item_attributes)
     return normalize(sp.hstack(blocks), norm="l1").tocsr().astype(np.float32)

@@ -16,7 +16,7 @@ import scipy.sparse as sp
 import torch
 from tqdm import tqdm
 
-from recbole_llm.completion import TextFeatures, has_text, text_features
+from recbole_llm.completion import Features, features_of, is_told
 from recbole_llm.errors import FitError
 from recbole_llm.evaluation import Metric, Validation, evaluate
 from recbole_llm.factors import Factors, Mask, Rows, Table
@@ -92,14 +92,14 @@ class SequenceSignal(SequenceShape, SingleSignal):
                 f"which is {self.learning_rate:g}"
             )
         if features is not None:
-            known = known | features.has_text
+            known = known | features.described
         return folded_in(self, data, items, known, network.arrays())
 
     def fold_in(self, factors: Factors, liked: Rows, history: History) -> Table:
         """The network's state after the last item; what the items count does not matter."""
         encoder = encoder_of(factors.extra, self, self.max_history)
         rows = np.asarray(liked, dtype=np.float32)
-        return last_states(encoder, rows, sequences(history, has_text(rows)))
+        return last_states(encoder, rows, sequences(history, is_told(rows)))
 
     def describe(self, factors: Factors, embeddings: Mapping[str, Rows]) -> Table | None:
         """What the network's map says of the texts; None where it was trained without texts."""
@@ -111,12 +111,12 @@ class SequenceSignal(SequenceShape, SingleSignal):
         """One signal of all encoders: a second network would cost as much time again."""
         return {name: with_settings(self, {"encoders": tuple(encoders)})}
 
-    def _features(self, embeddings: Mapping[str, Rows]) -> TextFeatures:
-        return text_features({name: embeddings[name] for name in self.encoders})
+    def _features(self, embeddings: Mapping[str, Rows]) -> Features:
+        return features_of({name: embeddings[name] for name in self.encoders})
 
 
 def _trained(
-    features: TextFeatures | None,
+    features: Features | None,
     ordered: Sequences,
     n_items: int,
     signal: SequenceSignal,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from recbole_llm.completion import has_text
+from recbole_llm.completion import is_told
 from recbole_llm.factors import Factors, Rows
 from recbole_llm.settings import RunOptions, Words, setting
 from recbole_llm.signals.base import SkippedSignal, TextSignal, decay_setting, folded_in
@@ -26,9 +26,9 @@ class TextIntentSignal(TextSignal):
         """Sum the history's texts; nothing is trained."""
         (encoder,) = self.encoders
         rows = data.item_embeddings.get(encoder)
-        if rows is None or not has_text(rows).any():
+        if rows is None or not is_told(rows).any():
             raise SkippedSignal("no item has a text, see `item_text_fields`")
-        return folded_in(self, data, rows.copy(), has_text(rows))
+        return folded_in(self, data, rows.copy(), is_told(rows))
 
     def describe(self, factors: Factors, embeddings: Mapping[str, Rows]) -> Rows:
         """The embedding itself."""

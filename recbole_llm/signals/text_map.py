@@ -18,7 +18,7 @@ from sklearn.preprocessing import normalize as normalize_rows
 from threadpoolctl import threadpool_limits
 from torch.nn.functional import cross_entropy, normalize
 
-from recbole_llm.completion import TextFeatures, text_features
+from recbole_llm.completion import Features, features_of
 from recbole_llm.evaluation import Validation
 from recbole_llm.factors import Factors, Index, Mask, Rows, Table, unit_rows
 from recbole_llm.intent import user_intent
@@ -114,24 +114,24 @@ class TextMapSignal(TextSignal):
             trainer.run_epoch()
             yield lambda: self._tables(trainer.text_map(), features, data)
 
-    def _tables(self, learned: TextMap, features: TextFeatures, data: TrainingData) -> Factors:
+    def _tables(self, learned: TextMap, features: Features, data: TrainingData) -> Factors:
         extra = dict(zip(_names(len(learned.weights)), learned.weights, strict=True))
-        return folded_in(self, data, learned.rows(features), features.has_text, extra)
+        return folded_in(self, data, learned.rows(features), features.described, extra)
 
     def describe(self, factors: Factors, embeddings: Mapping[str, Rows]) -> Table:
         """What the map says of the texts."""
         text_map = TextMap(tuple(factors.extra[name] for name in _names(len(self.encoders))))
-        return text_map.rows(text_features({name: embeddings[name] for name in self.encoders}))
+        return text_map.rows(features_of({name: embeddings[name] for name in self.encoders}))
 
-    def _learns_from(self, data: TrainingData) -> tuple[TextFeatures, sp.csr_matrix]:
+    def _learns_from(self, data: TrainingData) -> tuple[Features, sp.csr_matrix]:
         """The items' features, and what each item with a text counts in a user's history."""
         missing = [name for name in self.encoders if name not in data.item_embeddings]
         if missing or not self.encoders:
             raise SkippedSignal("no item has a text, see `item_text_fields`")
-        features = text_features({name: data.item_embeddings[name] for name in self.encoders})
+        features = features_of({name: data.item_embeddings[name] for name in self.encoders})
         # What a text says does not fade: the map learns from whole histories.
         weights = normalize_rows(data.interactions, norm="l1").astype(np.float32)
-        history = _columns(weights, features.has_text)
+        history = _columns(weights, features.described)
         if not (np.diff(history.indptr) > 1).any():
             raise SkippedSignal("no user has two items with a text to learn from")
         return features, history
@@ -147,7 +147,7 @@ class TextMap:
 
     weights: tuple[Table, ...]
 
-    def rows(self, features: TextFeatures) -> Table:
+    def rows(self, features: Features) -> Table:
         """Unit rows, float32 (n, k), zero where there is no text."""
         return unit_rows(features.product(self.weights))
 
@@ -159,7 +159,7 @@ def _names(n_blocks: int) -> list[str]:
 
 def _best_epochs(
     held_out: Mask,
-    features: TextFeatures,
+    features: Features,
     history: sp.csr_matrix,
     signal: TextMapSignal,
     run: RunOptions,
@@ -186,7 +186,7 @@ def _best_epochs(
     def run_epoch() -> Factors:
         trainer.run_epoch()
         items = trainer.text_map().rows(features)
-        return Factors.of(user_intent(rest, items), items, features.has_text)
+        return Factors.of(user_intent(rest, items), items, features.described)
 
     return last_good_epoch(run_epoch, validation, run, most=_MOST_EPOCHS)
 
@@ -259,7 +259,7 @@ class _Trainer:
 
     def __init__(
         self,
-        features: TextFeatures,
+        features: Features,
         history: sp.csr_matrix,
         signal: TextMapSignal,
         run: RunOptions,

@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from recbole_llm.completion import text_features
+from recbole_llm.completion import features_of
 from recbole_llm.factors import unit_rows
 from recbole_llm.settings import RunOptions
 from recbole_llm.signals import SkippedSignal
@@ -102,7 +102,7 @@ def test_a_step_leaves_the_positive_out_of_its_history_and_out_of_the_negatives(
     data = hidden_taste()
     signal = dataclasses.replace(QUICK, encoders=("bert",), history_sample=1000)
     rows, history = data.item_embeddings["bert"], data.binary
-    trainer = _Trainer(text_features({"bert": rows}), history, signal, RUN)
+    trainer = _Trainer(features_of({"bert": rows}), history, signal, RUN)
     popular = int(np.argmax(history.sum(axis=0)))
     fans = np.flatnonzero(history[:, [popular]].toarray().ravel())[:2]
     users = np.array([*fans, *(u for u in (1, 2, 3) if u not in fans)])
