@@ -57,8 +57,9 @@ def attribute_rows(
             )
         is_number = kind == "float" or _are_years(column)
         block = _of_numbers(column) if is_number else _of_categories(column, kind)
-        blocks.append(normalize(block))
-    if not any(block.nnz for block in blocks):
+        if block.nnz:
+            blocks.append(normalize(block))
+    if not blocks:
         return None, chosen
     return normalize(sp.hstack(blocks, format="csr")).astype(np.float32), chosen
 

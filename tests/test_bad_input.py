@@ -80,6 +80,16 @@ REFUSED = [
     ("good", ["--model=HybridFusion", "--fusion=gate"], "`fusion` must be one of weighted_sum"),
     ("good", ["--model=HybridFusoin"], "did you mean `HybridFusion`?"),
     ("good", ["--model=TextIntent", "--item_text_fields=titel"], "has no field `titel`"),
+    (
+        "good",
+        ["--model=HybridFusion", "--item_attribute_fields=titel"],
+        "`item_attribute_fields`: ",
+    ),
+    (
+        "no_item_file",
+        ["--model=HybridFusion", "--item_attribute_fields=brand"],
+        "`item_attribute_fields` is set, but there is no file no_item_file.item",
+    ),
     ("good", ["--model=TextIntent", "--encoder=./nowhere"], "nowhere"),
     ("good", ["--model=ALS", "--checkpoint_dir=/dev/null/saved"], "`checkpoint_dir`"),
     ("good", ["--model=TextIntent", "--embedding_cache=/dev/null/cache"], "`embedding_cache`"),

@@ -75,6 +75,59 @@ def test_ridge_equals_the_normal_equations(penalty):
     assert not rows[~features.described].any()
 
 
+def make_attributes(seed=3):
+    """Unit rows, missing for every fourth item."""
+    rows = np.abs(np.random.default_rng(seed).normal(size=(N_ITEMS, 4))).astype(np.float32)
+    rows[::4] = 0
+    return sp.csr_matrix(unit_rows(rows))
+
+
+@pytest.mark.parametrize("with_texts", [True, False])
+def test_ridge_with_attributes_equals_the_normal_equations(with_texts):
+    texts, attributes = make_features(), make_attributes()
+    signal, _, counts = make_signal(texts, noise=0.3)
+    embeddings = {"bert": texts.blocks[0], "lexical": texts.blocks[1]} if with_texts else {}
+    features = features_of(embeddings, attributes)
+    weights = trust(counts) * signal.known
+    fitted = fit_ridge(features, signal.items, weights, penalty=3.0)
+    # Centred by the rows that have them, so that a row without is the mean one.
+    x = attributes.toarray()
+    told = x.any(axis=1)
+    used = (weights > 0) & features.described
+    x[told] -= np.average(x[used & told], axis=0, weights=weights[used & told])
+    blocks = [x * np.sqrt(0.35 if with_texts else 1)]
+    if with_texts:
+        dense, words = (
+            np.asarray(b if isinstance(b, np.ndarray) else b.toarray()) for b in texts.blocks
+        )
+        blocks += [np.sqrt(0.65 * 0.3) * dense, np.sqrt(0.65 * 0.7) * words]
+    x = np.hstack([*blocks, np.ones((N_ITEMS, 1))]).astype(np.float64)
+    w = weights[used] / weights[used].mean()
+    shrink = 3.0 * np.eye(x.shape[1])
+    shrink[-1, -1] = 0
+    gram = x[used].T @ (w[:, None] * x[used]) + shrink
+    expected = x @ np.linalg.solve(gram, x[used].T @ (w[:, None] * signal.items[used]))
+    rows = fitted.apply(features)
+    at = features.described
+    np.testing.assert_allclose(rows[at], expected[at], atol=5e-3 * abs(expected).max())
+    if with_texts:  # a newcomer's text comes without any: as a row whose attributes are missing
+        np.testing.assert_allclose(
+            fitted.apply(texts)[4::4][:-1], rows[4::4][:-1], atol=1e-5 * abs(rows).max()
+        )
+
+
+def test_items_without_text_are_completed_by_their_attributes():
+    texts, attributes = make_features(), make_attributes()
+    signal, _, counts = make_signal(texts)
+    features = features_of({"bert": texts.blocks[0], "lexical": texts.blocks[1]}, attributes)
+    unknown = NO_TEXT[attributes[NO_TEXT].getnnz(axis=1) > 0]
+    assert len(unknown)
+    counts[NO_TEXT] = 0
+    signal = Factors.of(signal.users, signal.items, counts > 0)
+    ridge = completion_map(standardise(signal), features, counts, seed=0)
+    assert complete(standardise(signal), ridge, features).known[unknown].all()
+
+
 def test_conjugate_gradients_solve_every_column_from_any_start():
     rng = np.random.default_rng(0)
     half = rng.normal(size=(20, 20)).astype(np.float32)

@@ -349,6 +349,10 @@ class TablesDataset(Dataset):
         """
         table = self._feature_file("item", self.iid_field)
         if table is None:
+            if fields:
+                raise SettingsError(
+                    f"`item_attribute_fields` is set, but there is no file {self.dataset_name}.item"
+                )
             return None
         rows, chosen = attribute_rows(table, fields, self.field2id_token[self.iid_field])
         if chosen:
