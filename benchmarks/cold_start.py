@@ -66,6 +66,7 @@ MODELS = {
     "no texts in item-item": ("HybridFusion", [{"item_item_text_weight": 0}]),
     "no text map": only(*(name for name in SIGNALS if name != "text_map")),
     "no completion": ("HybridFusion", [{"completion": False}]),
+    "no attributes": ("HybridFusion", [{"item_attribute_fields": "[]"}]),
     "BERT only": ("HybridFusion", [{"encoder": "bert"}]),
     "words only": ("HybridFusion", [{"encoder": "lexical"}]),
     "shuffled texts": ("HybridFusion", [{}]),

@@ -1,7 +1,7 @@
 """DropoutNet as a peer: a network that gives items their ALS rows anew, with or without one.
 
 Source: Volkovs, Yu, Poutanen, "DropoutNet: Addressing Cold Start in Recommender Systems", 2017.
-The item tower reads an item's ALS row, which is dropped at random, and its text; the user tower
+The item tower reads an item's ALS row, which is dropped at random, its text and its attributes; the user tower
 reads a user's ALS row; both learn to give the ALS scores back.
 
 python benchmarks/dropout_net.py --model=HybridFusion --signals=dropout_net --dataset=...
@@ -41,6 +41,7 @@ class DropoutNetSignal(SingleSignal):
 
     uses_text: ClassVar[bool] = True
     uses_embeddings: ClassVar[bool] = True
+    uses_attributes: ClassVar[bool] = True
     seeded: ClassVar[bool] = True
 
     def variants(self, name, encoders):
@@ -50,7 +51,10 @@ class DropoutNetSignal(SingleSignal):
     def fit(self, data, run):
         """Train on the warm items; a cold one's row counts as dropped."""
         learned = self._als().fit(data, run)
-        text = np.hstack([_dense(data.item_embeddings[name], run.seed) for name in self.encoders])
+        told = [_dense(data.item_embeddings[name], run.seed) for name in self.encoders]
+        if data.item_attributes is not None:
+            told.append(_dense(data.item_attributes, run.seed))
+        text = np.hstack(told)
         torch.manual_seed(run.seed)
         rng = np.random.default_rng(run.seed)
         # The scores are alike in size whatever ALS's penalty.
@@ -104,7 +108,8 @@ class DropoutNetSignal(SingleSignal):
 
 def _dense(rows, seed):
     if sp.issparse(rows):
-        rows = TruncatedSVD(256, random_state=seed).fit_transform(rows).astype(np.float32)
+        width = min(256, rows.shape[1] - 1)
+        rows = TruncatedSVD(width, random_state=seed).fit_transform(rows).astype(np.float32)
     return rows / np.sqrt((rows**2).sum(axis=1).mean())
 
 

@@ -1,7 +1,8 @@
 """Text map: a map of the items' texts that is learned from who consumed what.
 
-An item's row is ``normalise(W·bert(text) + Pᵀ·tfidf(text))``: a linear map of a contextual vector
-plus a trained table of word vectors. A user's row is the normalised sum of her history's.
+An item's row is ``normalise(W·bert(text) + Pᵀ·tfidf(text) + Qᵀ·attributes)``: a linear map of a
+contextual vector plus trained tables of word vectors and of what its categories and numbers say. A
+user's row is the normalised sum of her history's.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ class TextMapSignal(TextSignal):
     encoders: Words = ()
 
     seeded: ClassVar[bool] = True
+    uses_attributes: ClassVar[bool] = True
 
     def variants(self, name: str, encoders: Sequence[str]) -> dict[str, TextMapSignal]:
         """One map per encoder, and with ``together`` one of all of them under its own name."""
@@ -99,7 +101,7 @@ class TextMapSignal(TextSignal):
         )
 
     def fit(self, data: TrainingData, run: RunOptions) -> Factors:
-        """Train on the warm items; every item with a text gets a row.
+        """Train on the warm items; every item that is described gets a row.
 
         Raises:
             SkippedSignal: an encoder has no texts, or no user has two items with one.
@@ -128,7 +130,8 @@ class TextMapSignal(TextSignal):
         missing = [name for name in self.encoders if name not in data.item_embeddings]
         if missing or not self.encoders:
             raise SkippedSignal("no item has a text, see `item_text_fields`")
-        features = features_of({name: data.item_embeddings[name] for name in self.encoders})
+        texts = {name: data.item_embeddings[name] for name in self.encoders}
+        features = features_of(texts, data.item_attributes)
         # What a text says does not fade: the map learns from whole histories.
         weights = normalize_rows(data.interactions, norm="l1").astype(np.float32)
         history = _columns(weights, features.described)
@@ -142,14 +145,14 @@ class TextMap:
     """A linear map of text features.
 
     Attributes:
-        weights: float32 (d_b, k) for each block of the features.
+        weights: float32 (d_b, k) for each table of the features.
     """
 
     weights: tuple[Table, ...]
 
     def rows(self, features: Features) -> Table:
-        """Unit rows, float32 (n, k), zero where there is no text."""
-        return unit_rows(features.product(self.weights))
+        """Unit rows, float32 (n, k), zero where nothing is told; attributes may be missing."""
+        return unit_rows(features.product(self.weights[: len(features.tables)]))
 
 
 def _names(n_blocks: int) -> list[str]:
@@ -277,9 +280,9 @@ class _Trainer:
         self.correction = torch.from_numpy(correction).to(self.device)
         self.dense = [
             torch.from_numpy(block).to(self.device) if isinstance(block, np.ndarray) else None
-            for block in features.blocks
+            for block in features.tables
         ]
-        self.weights = [self._random_weights(block) for block in features.blocks]
+        self.weights = [self._random_weights(block) for block in features.tables]
 
     def _random_weights(self, block: Rows) -> _Weights:
         # A random projection keeps cosines: the map starts from what the texts have in common.
@@ -348,7 +351,7 @@ class _Trainer:
         total = torch.zeros(len(items), self.signal.dimensions, device=self.device)
         used: list[tuple[_Weights, torch.Tensor, torch.Tensor]] = []
         for block, dense, weights in zip(
-            self.features.blocks, self.dense, self.weights, strict=True
+            self.features.tables, self.dense, self.weights, strict=True
         ):
             if dense is not None:
                 leaf = weights.value.clone().requires_grad_()
