@@ -1,8 +1,8 @@
 """DropoutNet as a peer: a network that gives items their ALS rows anew, with or without one.
 
 Source: Volkovs, Yu, Poutanen, "DropoutNet: Addressing Cold Start in Recommender Systems", 2017.
-The item tower reads an item's ALS row, which is dropped at random, its text and its attributes; the user tower
-reads a user's ALS row; both learn to give the ALS scores back.
+The item tower reads an item's ALS row, which is dropped at random, its text and its attributes;
+the user tower reads a user's ALS row; both learn to give the ALS scores back.
 
 python benchmarks/dropout_net.py --model=HybridFusion --signals=dropout_net --dataset=...
 """
