@@ -164,3 +164,25 @@ def test_without_texts_or_histories_it_says_so():
     lonely = sp.csr_matrix(np.eye(data.n_users, data.n_items, dtype=np.float32))
     with pytest.raises(SkippedSignal, match="two items"):
         signal.fit(dataclasses.replace(data, interactions=lonely), RUN)
+
+
+def test_what_attributes_say_is_learned_and_may_be_missing_of_a_newcomer():
+    data = hidden_taste()
+    taste = np.eye(2, dtype=np.float32)[np.arange(data.n_items) % 2]
+    taste[0] = 0
+    noise = np.random.default_rng(1).normal(size=(data.n_items, 8)).astype(np.float32)
+    noise[[0, -1]] = 0
+    told = dataclasses.replace(
+        data,
+        item_embeddings={"bert": unit_rows(noise)},
+        item_attributes=sp.csr_matrix(taste),
+    )
+    signal = dataclasses.replace(QUICK, epochs=20, learning_rate=0.05, encoders=("bert",))
+    rows = signal.fit(told, RUN)
+    assert rows.known[1:].all()  # the last one has no text, and is told by its attributes
+    assert share_of_right_pairs(rows, told) > 0.95
+    untold = signal.fit(dataclasses.replace(told, item_attributes=None), RUN)
+    assert share_of_right_pairs(untold, told) < 0.8
+    texts = {"bert": told.item_embeddings["bert"][1:4]}
+    described = signal.describe(rows, texts)
+    np.testing.assert_allclose(np.linalg.norm(described, axis=1), 1, atol=1e-5)
