@@ -153,10 +153,10 @@ def fit_ridge(
 
 
 def bias_map(features: Features | None, biases: Table, counts: Index) -> RidgeMap | None:
-    """What texts say of the items' biases; None where no known item has a text.
+    """What features say of the items' biases; None where no known item has any.
 
     Args:
-        features: of the items' texts.
+        features: of the items.
         biases: float32 (n_items,), of known items.
         counts: int64 (n_items,), what stands behind each; 0: it is not known.
     """
@@ -356,7 +356,7 @@ def completion_map(
     rank: int = 256,
     penalty: float | None = None,
 ) -> RidgeMap | None:
-    """The map from item texts to a signal's item rows.
+    """The map from items' features to a signal's item rows.
 
     A wide table (above all the full-rank item-item signal's) is regressed in its projection onto
     ``rank`` directions, which a ridge's smooth rows do not notice.
@@ -370,7 +370,7 @@ def completion_map(
         penalty: None: chosen by :func:`choose_penalty`.
 
     Returns:
-        None where there is nothing to learn from: no known item has a text, or the item rows
+        None where there is nothing to learn from: no known item is described, or the item rows
         are sparse (words, which need no completion).
     """
     if sp.issparse(factors.items):
@@ -407,7 +407,7 @@ def _along(factors: Factors, basis: Table | None) -> tuple[Table, Table]:
 
 
 def complete(factors: Factors, ridge: RidgeMap, features: Features) -> Factors:
-    """A signal that knows every item with a text: the unknown ones' rows come from the map.
+    """A signal that knows every item that is described: the unknown ones' rows come from the map.
 
     For standardised factors: ``known`` then covers the completed rows, so that they are scored
     with the same offset and on the same scale as the learned ones. A table as wide as there are

@@ -128,7 +128,7 @@ def _dense(rows: Rows) -> Table:
 
 
 def permuted(data: TrainingData, users: Index, items: Index) -> TrainingData:
-    """The same data with users and items in another order; categories are not kept."""
+    """The same data with users and items in another order; attributes are not kept."""
     history = History(data.interactions, data.age)[users][:, items]
     return TrainingData(
         interactions=history.weights,
