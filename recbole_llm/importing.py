@@ -175,6 +175,7 @@ def import_data(options: ImportOptions) -> ImportReport:
         tables[kind] = _features(path, kind=kind, given=given, known=known, taken=taken)
         lines += tables[kind].lines
         lines += _coverage(interactions, tables[kind], kind, path)
+    lines += _new_items(tables, options)
     if "item" not in tables:
         lines.append(_note("no --items: the items have no text"))
     elif not _text_fields(tables["item"]):
@@ -564,13 +565,12 @@ def _coverage(interactions: AtomicTable, features: AtomicTable, kind: str, path:
     Raises:
         DataError: they do not meet at all.
     """
-    used = pd.Index(interactions.values[f"{kind}_id"].unique())
-    described = pd.Index(features.values[f"{kind}_id"])
-    bare, idle = used.difference(described), described.difference(used)
-    if len(bare) == len(used):
+    bare, idle = _apart(interactions, features, kind)
+    used = interactions.values[f"{kind}_id"]
+    if len(bare) == used.nunique():
         raise DataError(
-            f"no {kind} of the interactions (first: `{used[0]}`) is in {path}, column "
-            f"`{features.id_columns[kind]}` (first: `{described[0]}`); "
+            f"no {kind} of the interactions (first: `{used.iloc[0]}`) is in {path}, column "
+            f"`{features.id_columns[kind]}` (first: `{features.values[f'{kind}_id'].iloc[0]}`); "
             f"name the column of the same ids with --{kind}_id_col"
         )
     lines = []
@@ -585,6 +585,38 @@ def _coverage(interactions: AtomicTable, features: AtomicTable, kind: str, path:
     if len(idle):
         lines.append(_note(f"{count(len(idle), kind)} of {path.name} without an interaction"))
     return lines
+
+
+def _apart(
+    interactions: AtomicTable, features: AtomicTable, kind: str
+) -> tuple[pd.Index, pd.Index]:
+    """The ids that have interactions and no features, and those that have features alone."""
+    used = pd.Index(interactions.values[f"{kind}_id"].unique())
+    described = pd.Index(features.values[f"{kind}_id"])
+    return used.difference(described), described.difference(used)
+
+
+def _ranks_new_items(tables: Mapping[str, AtomicTable]) -> bool | None:
+    """Whether items that nobody has used yet are ranked, too; None where there are none.
+
+    Not where they are the most: encoding their texts would be most of a run.
+    """
+    if "item" not in tables:
+        return None
+    _, idle = _apart(tables["inter"], tables["item"], "item")
+    n_used = tables["inter"].values[ITEM_FIELD].nunique()
+    return len(idle) <= n_used if len(idle) else None
+
+
+def _new_items(tables: Mapping[str, AtomicTable], options: ImportOptions) -> list[str]:
+    """What becomes of the items without an interaction."""
+    ranked = _ranks_new_items(tables)
+    if ranked is None:
+        return []
+    settings = f"`item: [{ITEM_FIELD}]` in {options.name}.yaml"
+    if ranked:
+        return [_note(f"items without an interaction are ranked, too, as new ones: {settings}")]
+    return [_note(f"items without an interaction are left out; uncomment {settings} to rank them")]
 
 
 # --- writing
@@ -643,6 +675,7 @@ def _settings(tables: Mapping[str, AtomicTable], options: ImportOptions) -> str:
         f"# {options.name}: made by `recbole-llm import`",
         "load_col:  # what RecBole loads; texts are read apart from it",
         f"  inter: {_yaml_list(types)}",
+        *_new_items_settings(tables),
         *(f"{key}: {value}  # {meaning}" for key, value, meaning in entries),
     ]
     further = [name for name in types if name not in (USER_FIELD, ITEM_FIELD, TIME_FIELD)]
@@ -656,6 +689,21 @@ def _settings(tables: Mapping[str, AtomicTable], options: ImportOptions) -> str:
         if kind in tables:
             lines += _text_settings(kind, tables[kind])
     return "\n".join(lines) + "\n"
+
+
+def _new_items_settings(tables: Mapping[str, AtomicTable]) -> list[str]:
+    """RecBole knows the items of what it loads, and drops interactions with any others."""
+    ranked = _ranks_new_items(tables)
+    if ranked is None:
+        return []
+    mark = "" if ranked else "# "
+    lines = [f"{mark}  item: [{ITEM_FIELD}]  # items without an interaction are ranked, too"]
+    bare, _ = _apart(tables["inter"], tables["item"], "item")
+    if len(bare):
+        lines.append(
+            f"{mark}filter_inter_by_user_or_item: false  # some items have no row of theirs"
+        )
+    return lines
 
 
 def _text_settings(kind: str, table: AtomicTable) -> list[str]:

@@ -179,6 +179,30 @@ def test_settings_name_the_fields_and_offer_the_rest(tmp_path):
     assert "# interaction_weight_field: rating  # or event, quantity" in text
 
 
+@pytest.mark.parametrize(("n_new", "ranked"), [(3, True), (4, False)])
+def test_items_without_an_interaction_are_ranked_unless_they_are_the_most(
+    tmp_path, monkeypatch, n_new, ranked
+):
+    new = "".join(f"N{number},New film {number}\n" for number in range(n_new))
+    items = write(tmp_path, "items.csv", f"sku,title\nA1,Alien\nA2,Brazil\n{new}")
+    report = imported(tmp_path, items=items)
+    what = "ranked, too, as new ones" if ranked else "left out; uncomment"
+    assert any(f"items without an interaction are {what}" in line for line in report.lines)
+    monkeypatch.setattr(sys, "argv", ["run_recbole"])
+    monkeypatch.chdir(tmp_path)
+    from recbole.data import create_dataset
+
+    from recbole_llm.host.run import read_config
+
+    config = read_config("ALS", "mine", [], {"data_path": str(tmp_path / "dataset"), "topk": [1]})
+    dataset = create_dataset(config)
+    assert dataset.inter_num == 4  # that with `A 3`, which has no row in items.csv, is kept
+    known = {"[PAD]", "A1", "A2", "A 3"} | (
+        {f"N{number}" for number in range(n_new)} if ranked else set()
+    )
+    assert set(dataset.field2id_token["item_id"]) == known
+
+
 def test_settings_leave_out_what_the_data_lack(tmp_path):
     report = imported(tmp_path, "user,item\nu,a\n")
     settings = yaml.safe_load((report.folder / "mine.yaml").read_text(encoding="utf-8"))
