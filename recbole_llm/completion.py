@@ -117,8 +117,7 @@ class RidgeMap:
         are the coordinates along it: users score them by ``users @ basis.T``, and ``rows @ basis``
         are rows of the signal's own width.
         """
-        n_told = len(features.tables)
-        rows = features.product(self.weights[:n_told]) + self.intercept
+        rows = features.product(self.weights) + self.intercept
         if self.usual is not None and features.attributes is not None:
             rows[is_told(features.attributes)] -= self.usual
         rows[~features.described] = 0

@@ -274,7 +274,7 @@ class Fitted:
         signal: with the settings in force.
         factors: standardised, completed.
         learned: bool (n_items,), the item rows that were not completed.
-        ridge: what completes item rows; None where nothing does.
+        ridge: what gives rows to newcomers' texts; None where nothing does.
         side: what of the histories it was fitted on; "": all.
     """
 
@@ -365,15 +365,31 @@ def for_all(
     """A signal's z-scores, with rows for the users and items that it has not seen."""
     if not (signal.completed and settings.completes):
         return Fitted(signal, standardise(factors), factors.known, None)
-    data, texts = source.data, source.item_features
+    data, features = source.data, source.item_features
     user_counts = np.diff(data.interactions.indptr).astype(np.int64)
     factors = standardise(complete_users(factors, user_counts, source.user_features, seed=run.seed))
     ridge = None
-    if texts is not None:
-        ridge = completion_map(factors, texts, data.item_counts, seed=run.seed)
-    if texts is None or ridge is None:
+    if features is not None:
+        ridge = completion_map(factors, features, data.item_counts, seed=run.seed)
+    if features is None or ridge is None:
         return Fitted(signal, factors, factors.known, None)
-    return Fitted(signal, complete(factors, ridge, texts), factors.known, ridge)
+    completed = complete(factors, ridge, features)
+    if features.attributes is not None:
+        ridge = _of_words(factors, data, ridge.penalty, run)
+    return Fitted(signal, completed, factors.known, ridge)
+
+
+def _of_words(
+    factors: Factors, data: TrainingData, penalty: float, run: RunOptions
+) -> RidgeMap | None:
+    """The ridge of newcomers, who come without attributes.
+
+    Beside these a word that says the same counts for little.
+    """
+    if not data.item_embeddings:
+        return None
+    texts = features_of(data.item_embeddings)
+    return completion_map(factors, texts, data.item_counts, seed=run.seed, penalty=penalty)
 
 
 def _as_if_cold(
