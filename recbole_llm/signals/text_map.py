@@ -40,6 +40,11 @@ from recbole_llm.training_data import TrainingData, entries, with_ones
 # Items that a step ranks against each other: fewer are as good, and their square is the cost.
 _NEGATIVES = 256
 _MOST_EPOCHS = 8
+# So often a step does without an item's attributes: the text learns to stand in for them, since
+# newcomers come with a text alone (Volkovs, Yu, Poutanen, "DropoutNet", 2017).
+_LEFT_OUT = 0.5
+# Among the tables: what the mean item's attributes give.
+_USUAL = "usual"
 _MOST_INTERACTIONS = 1 << 18
 # Rows of weights that are moved at once: what they need stays in the processor's cache.
 _CACHED = 512
@@ -118,12 +123,17 @@ class TextMapSignal(TextSignal):
 
     def _tables(self, learned: TextMap, features: Features, data: TrainingData) -> Factors:
         extra = dict(zip(_names(len(learned.weights)), learned.weights, strict=True))
+        if features.attributes is not None:
+            mean = features.attributes[features.described].mean(axis=0)
+            extra[_USUAL] = np.asarray(mean @ learned.weights[-1], dtype=np.float32)
         return folded_in(self, data, learned.rows(features), features.described, extra)
 
     def describe(self, factors: Factors, embeddings: Mapping[str, Rows]) -> Table:
-        """What the map says of the texts."""
-        text_map = TextMap(tuple(factors.extra[name] for name in _names(len(self.encoders))))
-        return text_map.rows(features_of({name: embeddings[name] for name in self.encoders}))
+        """What the map says of the texts, and of the mean item's attributes."""
+        features = features_of({name: embeddings[name] for name in self.encoders})
+        weights = [factors.extra[name] for name in _names(len(self.encoders))]
+        rows = features.product(weights) + factors.extra.get(_USUAL, np.float32(0))
+        return unit_rows(rows * features.described[:, None])
 
     def _learns_from(self, data: TrainingData) -> tuple[Features, sp.csr_matrix]:
         """The items' features, and what each item with a text counts in a user's history."""
@@ -151,8 +161,8 @@ class TextMap:
     weights: tuple[Table, ...]
 
     def rows(self, features: Features) -> Table:
-        """Unit rows, float32 (n, k), zero where nothing is told; attributes may be missing."""
-        return unit_rows(features.product(self.weights[: len(features.tables)]))
+        """Unit rows, float32 (n, k), zero where nothing is told."""
+        return unit_rows(features.product(self.weights))
 
 
 def _names(n_blocks: int) -> list[str]:
@@ -359,6 +369,10 @@ class _Trainer:
                 used.append((weights, torch.arange(len(leaf), device=self.device), leaf))
                 continue
             words: sp.csr_matrix = block[items]
+            if block is self.features.attributes:
+                kept = self.rng.random(len(items)) >= _LEFT_OUT
+                words = (sp.diags(kept.astype(np.float32)) @ words).tocsr()
+                words.eliminate_zeros()
             terms, column = _distinct(words.indices, block.shape[1])
             chosen = torch.from_numpy(terms)
             leaf = weights.value[chosen].requires_grad_()

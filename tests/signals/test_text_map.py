@@ -183,6 +183,9 @@ def test_what_attributes_say_is_learned_and_may_be_missing_of_a_newcomer():
     assert share_of_right_pairs(rows, told) > 0.95
     untold = signal.fit(dataclasses.replace(told, item_attributes=None), RUN)
     assert share_of_right_pairs(untold, told) < 0.8
-    texts = {"bert": told.item_embeddings["bert"][1:4]}
-    described = signal.describe(rows, texts)
-    np.testing.assert_allclose(np.linalg.norm(described, axis=1), 1, atol=1e-5)
+    # Who comes with a text alone is taken for the mean item in all else.
+    mean = told.item_attributes[1:].mean(axis=0)
+    expected = told.item_embeddings["bert"] @ rows.extra["map0"] + mean @ rows.extra["map1"]
+    described = signal.describe(rows, told.item_embeddings)
+    np.testing.assert_allclose(described[1:-1], unit_rows(np.asarray(expected))[1:-1], atol=1e-4)
+    assert not described[[0, -1]].any()
