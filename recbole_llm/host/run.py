@@ -81,8 +81,7 @@ def run(
     started = perf_counter()
     check_model(model)
     config = read_config(model, dataset, list(config_file_list or []), dict(config_dict or {}))
-    init_seed(config["seed"], config["reproducibility"])
-    init_logger(config)
+    begin(config)
     prepare(config, writes_record=True)
     result_file = config["result_file"] and Path(config["result_file"])
     if result_file:
@@ -246,6 +245,14 @@ def _check_head(file: Path, separator: str, encoding: str) -> None:
     except LookupError as error:
         raise SettingsError(f"`encoding`: {error}") from error
     parse_head(file, head, separator)
+
+
+def begin(config: Any) -> None:
+    """Seed the run and open RecBole's log."""
+    init_seed(config["seed"], config["reproducibility"])
+    # RecBole's own way to make it fails where several processes start at once.
+    make_folder("log", Path("log", config["model"]))
+    init_logger(config)
 
 
 def make_folder(setting: str, folder: Path) -> None:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from recbole.evaluator import smaller_metrics
-from recbole.utils import ModelType, init_logger, init_seed
+from recbole.utils import ModelType
 
 from recbole_llm.errors import SettingsError, did_you_mean
 from recbole_llm.evaluation import Metric
 from recbole_llm.host.config import given_settings, prepare, task_of
 from recbole_llm.host.known_keys import recbole_keys
-from recbole_llm.host.run import check_model, read_config
+from recbole_llm.host.run import begin, check_model, read_config
 from recbole_llm.levels import COSTS
 from recbole_llm.model_settings import model_keys, read_model_settings
 from recbole_llm.settings import Search
@@ -79,8 +79,7 @@ class TuningTask:
         values: dict[str, Any] = dict(args.settings)
         files = values.pop("config_files", "").split()
         config = read_config(args.model, args.dataset, files, values)
-        init_seed(config["seed"], config["reproducibility"])
-        init_logger(config)
+        begin(config)
         prepare(config)
         if _is_ours(config.model_class) and task_of(config).is_valued:
             raise SettingsError(
