@@ -360,9 +360,18 @@ def _short(value: float | str) -> str:
 
 
 def for_all(
-    signal: Signal, factors: Factors, source: Source, settings: ModelSettings, run: RunOptions
+    signal: Signal,
+    factors: Factors,
+    source: Source,
+    settings: ModelSettings,
+    run: RunOptions,
+    *,
+    newcomers: bool = True,
 ) -> Fitted:
-    """A signal's z-scores, with rows for the users and items that it has not seen."""
+    """A signal's z-scores, with rows for the users and items that it has not seen.
+
+    Without ``newcomers`` it has no ridge for them where that would take another regression.
+    """
     if not (signal.completed and settings.completes):
         return Fitted(signal, standardise(factors), factors.known, None)
     data, features = source.data, source.item_features
@@ -375,7 +384,7 @@ def for_all(
         return Fitted(signal, factors, factors.known, None)
     completed = complete(factors, ridge, features)
     if features.attributes is not None:
-        ridge = _of_words(factors, data, ridge.penalty, run)
+        ridge = _of_words(factors, data, ridge.penalty, run) if newcomers else None
     return Fitted(signal, completed, factors.known, ridge)
 
 
@@ -409,7 +418,8 @@ def _as_if_cold(
     for label, part in fitted.items():
         try:
             _, again = fit_cached(part.signal, rest.data, run)
-            factors[label] = for_all(part.signal, again, rest, settings, run).factors
+            completed = for_all(part.signal, again, rest, settings, run, newcomers=False)
+            factors[label] = completed.factors
         except SkippedSignal:
             return None
     logger.info(

@@ -167,6 +167,7 @@ def import_data(options: ImportOptions) -> ImportReport:
         ("item", options.items, options.item_id_col, ITEM_NAMES),
         ("user", options.users, options.user_id_col, USER_NAMES),
     )
+    new_items: Overlap | None = None
     for kind, path, given, well_known in sources:
         if path is None:
             continue
@@ -174,13 +175,16 @@ def import_data(options: ImportOptions) -> ImportReport:
         taken = [name for table in tables.values() for name in table.types]
         tables[kind] = _features(path, kind=kind, given=given, known=known, taken=taken)
         lines += tables[kind].lines
-        lines += _coverage(interactions, tables[kind], kind, path)
-    lines += _new_items(tables, options)
+        overlap = Overlap.of(interactions, tables[kind], kind)
+        lines += _coverage(overlap, interactions, tables[kind], kind, path)
+        if kind == "item":
+            new_items = overlap
+            lines += _new_items(overlap, options)
     if "item" not in tables:
         lines.append(_note("no --items: the items have no text"))
     elif not _text_fields(tables["item"]):
         lines.append(_note(f"no column of {options.items} holds text"))
-    files = _write(target, tables, options)
+    files = _write(target, tables, new_items, options)
     lines.append(f"{'wrote':7}{target / files[0]}, {', '.join(files[1:])}")
     lines.append(f"{'next':7}{_next_command(options)}")
     return ImportReport(
@@ -559,17 +563,49 @@ def _mended_numbers(values: pd.Series, name: str) -> tuple[pd.Series, list[str]]
     return format_numbers(numbers), notes
 
 
-def _coverage(interactions: AtomicTable, features: AtomicTable, kind: str, path: Path) -> list[str]:
-    """How the ids of the two tables meet.
+@dataclass(frozen=True)
+class Overlap:
+    """How the ids of the interactions and of a table of features meet.
+
+    Attributes:
+        n_used: ids that have interactions.
+        bare: those of them that have no features.
+        idle: ids that have features alone.
+    """
+
+    n_used: int
+    bare: pd.Index
+    idle: pd.Index
+
+    @classmethod
+    def of(cls, interactions: AtomicTable, features: AtomicTable, kind: str) -> Overlap:
+        """Of two tables that name the kind's ids alike."""
+        used = pd.Index(interactions.values[f"{kind}_id"].unique())
+        described = pd.Index(features.values[f"{kind}_id"])
+        return cls(len(used), used.difference(described), described.difference(used))
+
+    @property
+    def are_idle_ranked(self) -> bool:
+        """Whether items that nobody has used yet are ranked, too.
+
+        Not where they are the most: encoding their texts would be most of a run.
+        """
+        return len(self.idle) <= self.n_used
+
+
+def _coverage(
+    overlap: Overlap, interactions: AtomicTable, features: AtomicTable, kind: str, path: Path
+) -> list[str]:
+    """What the report says of how the ids of the two tables meet.
 
     Raises:
         DataError: they do not meet at all.
     """
-    bare, idle = _apart(interactions, features, kind)
-    used = interactions.values[f"{kind}_id"]
-    if len(bare) == used.nunique():
+    bare, idle = overlap.bare, overlap.idle
+    if len(bare) == overlap.n_used:
+        first = interactions.values[f"{kind}_id"].iloc[0]
         raise DataError(
-            f"no {kind} of the interactions (first: `{used.iloc[0]}`) is in {path}, column "
+            f"no {kind} of the interactions (first: `{first}`) is in {path}, column "
             f"`{features.id_columns[kind]}` (first: `{features.values[f'{kind}_id'].iloc[0]}`); "
             f"name the column of the same ids with --{kind}_id_col"
         )
@@ -587,34 +623,12 @@ def _coverage(interactions: AtomicTable, features: AtomicTable, kind: str, path:
     return lines
 
 
-def _apart(
-    interactions: AtomicTable, features: AtomicTable, kind: str
-) -> tuple[pd.Index, pd.Index]:
-    """The ids that have interactions and no features, and those that have features alone."""
-    used = pd.Index(interactions.values[f"{kind}_id"].unique())
-    described = pd.Index(features.values[f"{kind}_id"])
-    return used.difference(described), described.difference(used)
-
-
-def _ranks_new_items(tables: Mapping[str, AtomicTable]) -> bool | None:
-    """Whether items that nobody has used yet are ranked, too; None where there are none.
-
-    Not where they are the most: encoding their texts would be most of a run.
-    """
-    if "item" not in tables:
-        return None
-    _, idle = _apart(tables["inter"], tables["item"], "item")
-    n_used = tables["inter"].values[ITEM_FIELD].nunique()
-    return len(idle) <= n_used if len(idle) else None
-
-
-def _new_items(tables: Mapping[str, AtomicTable], options: ImportOptions) -> list[str]:
+def _new_items(overlap: Overlap, options: ImportOptions) -> list[str]:
     """What becomes of the items without an interaction."""
-    ranked = _ranks_new_items(tables)
-    if ranked is None:
-        return []
     settings = f"`item: [{ITEM_FIELD}]` in {options.name}.yaml"
-    if ranked:
+    if not len(overlap.idle):
+        return []
+    if overlap.are_idle_ranked:
         return [_note(f"items without an interaction are ranked, too, as new ones: {settings}")]
     return [_note(f"items without an interaction are left out; uncomment {settings} to rank them")]
 
@@ -644,7 +658,10 @@ def _target_folder(options: ImportOptions) -> Path:
 
 
 def _write(
-    target: Path, tables: Mapping[str, AtomicTable], options: ImportOptions
+    target: Path,
+    tables: Mapping[str, AtomicTable],
+    new_items: Overlap | None,
+    options: ImportOptions,
 ) -> tuple[str, ...]:
     files = {f"{options.name}.{suffix}": table for suffix, table in tables.items()}
     settings = f"{options.name}.yaml"
@@ -652,13 +669,15 @@ def _write(
         with new_folder(target, overwrite=options.overwrite) as folder:
             for name, table in files.items():
                 write_atomic_file(folder / name, table.values, table.types)
-            (folder / settings).write_text(_settings(tables, options), encoding="utf-8")
+            (folder / settings).write_text(_settings(tables, new_items, options), encoding="utf-8")
     except OSError as error:
         raise DataError(f"{target} cannot be written: {error.strerror or error}") from error
     return (*files, settings)
 
 
-def _settings(tables: Mapping[str, AtomicTable], options: ImportOptions) -> str:
+def _settings(
+    tables: Mapping[str, AtomicTable], new_items: Overlap | None, options: ImportOptions
+) -> str:
     """The data set's YAML: RecBole's own keys and the fields that hold text."""
     types = tables["inter"].types
     entries = [
@@ -675,7 +694,7 @@ def _settings(tables: Mapping[str, AtomicTable], options: ImportOptions) -> str:
         f"# {options.name}: made by `recbole-llm import`",
         "load_col:  # what RecBole loads; texts are read apart from it",
         f"  inter: {_yaml_list(types)}",
-        *_new_items_settings(tables),
+        *_new_items_settings(new_items),
         *(f"{key}: {value}  # {meaning}" for key, value, meaning in entries),
     ]
     further = [name for name in types if name not in (USER_FIELD, ITEM_FIELD, TIME_FIELD)]
@@ -691,15 +710,13 @@ def _settings(tables: Mapping[str, AtomicTable], options: ImportOptions) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _new_items_settings(tables: Mapping[str, AtomicTable]) -> list[str]:
+def _new_items_settings(overlap: Overlap | None) -> list[str]:
     """RecBole knows the items of what it loads, and drops interactions with any others."""
-    ranked = _ranks_new_items(tables)
-    if ranked is None:
+    if overlap is None or not len(overlap.idle):
         return []
-    mark = "" if ranked else "# "
+    mark = "" if overlap.are_idle_ranked else "# "
     lines = [f"{mark}  item: [{ITEM_FIELD}]  # items without an interaction are ranked, too"]
-    bare, _ = _apart(tables["inter"], tables["item"], "item")
-    if len(bare):
+    if len(overlap.bare):
         lines.append(
             f"{mark}filter_inter_by_user_or_item: false  # some items have no row of theirs"
         )

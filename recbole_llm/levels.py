@@ -192,7 +192,7 @@ class _Level:
             except SkippedSignal:
                 continue
             settled, factors = choose_decay(settled, factors, data, validation, metric, run)
-            found[label] = for_all(settled, factors, source, settings, run)
+            found[label] = for_all(settled, factors, source, settings, run, newcomers=False)
             kept = self._fitted[label]
             kept[signal, settings.text] = found[label]
             while len(kept) > _KEPT:

@@ -20,6 +20,7 @@ from recbole_llm.host.config import given_settings, prepare, task_of
 from recbole_llm.model_settings import ModelSettings
 from recbole_llm.settings import HistorySettings, read_section
 from recbole_llm.text import (
+    FeatureTable,
     compose,
     read_feature_table,
     text_fields,
@@ -307,13 +308,14 @@ class TablesDataset(Dataset):
         attributes: sp.csr_matrix | None = None
         user_texts: tuple[str, ...] = ()
         if settings.uses_text:
-            texts = self.item_texts(settings.text.item_text_fields)
+            table = self._feature_file("item", self.iid_field)
+            texts = self._texts_of(table, settings.text.item_text_fields)
             user_texts = self._user_texts(settings)
-        if settings.uses_attributes:
-            attributes = self._item_attributes(settings.text.item_attribute_fields)
+            if settings.uses_attributes:
+                attributes = self._attributes_of(table, settings.text.item_attribute_fields)
         return TrainingData(matrix, age, texts, attributes), user_texts
 
-    def _feature_file(self, suffix: str, field: str) -> Any:
+    def _feature_file(self, suffix: str, field: str) -> FeatureTable | None:
         path = Path(self.dataset_path) / f"{self.dataset_name}.{suffix}"
         if not path.is_file():
             return None
@@ -330,7 +332,11 @@ class TablesDataset(Dataset):
         Args:
             fields: those that make the text; None: every text-like one.
         """
-        table = self._feature_file("item", self.iid_field)
+        return self._texts_of(self._feature_file("item", self.iid_field), fields)
+
+    def _texts_of(
+        self, table: FeatureTable | None, fields: Sequence[str] | None
+    ) -> tuple[str, ...]:
         if table is None:
             self.logger.warning(
                 f"no file {self.dataset_name}.item in {self.dataset_path}: no item has a text"
@@ -341,13 +347,10 @@ class TablesDataset(Dataset):
         self.logger.info(f"item text fields: {', '.join(chosen) or 'none is text-like'}")
         return tuple(compose(table, chosen, ids))
 
-    def _item_attributes(self, fields: Sequence[str] | None) -> sp.csr_matrix | None:
-        """The items' categories and numbers as unit rows, (n_items, d).
-
-        Args:
-            fields: those that are read; None: all that hold categories or numbers.
-        """
-        table = self._feature_file("item", self.iid_field)
+    def _attributes_of(
+        self, table: FeatureTable | None, fields: Sequence[str] | None
+    ) -> sp.csr_matrix | None:
+        """The items' categories and numbers as unit rows, (n_items, d)."""
         if table is None:
             if fields:
                 raise SettingsError(
@@ -388,7 +391,7 @@ class TablesDataset(Dataset):
         fields = (
             [] if table is None else [f for f in wished or text_fields(table) if f in table.columns]
         )
-        if not fields:
+        if table is None or not fields:
             return ("",) * len(ids)
         return tuple(compose(table, [title_field(fields)], ids))
 

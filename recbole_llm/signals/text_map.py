@@ -131,9 +131,8 @@ class TextMapSignal(TextSignal):
     def describe(self, factors: Factors, embeddings: Mapping[str, Rows]) -> Table:
         """What the map says of the texts, and of the mean item's attributes."""
         features = features_of({name: embeddings[name] for name in self.encoders})
-        weights = [factors.extra[name] for name in _names(len(self.encoders))]
-        rows = features.product(weights) + factors.extra.get(_USUAL, np.float32(0))
-        return unit_rows(rows * features.described[:, None])
+        text_map = TextMap(tuple(factors.extra[name] for name in _names(len(self.encoders))))
+        return text_map.rows(features, factors.extra.get(_USUAL))
 
     def _learns_from(self, data: TrainingData) -> tuple[Features, sp.csr_matrix]:
         """The items' features, and what each item with a text counts in a user's history."""
@@ -160,9 +159,17 @@ class TextMap:
 
     weights: tuple[Table, ...]
 
-    def rows(self, features: Features) -> Table:
-        """Unit rows, float32 (n, k), zero where nothing is told."""
-        return unit_rows(features.product(self.weights))
+    def rows(self, features: Features, usual: Table | None = None) -> Table:
+        """Unit rows, float32 (n, k), zero where nothing is told.
+
+        Args:
+            features: of n texts or items.
+            usual: (1, k), what every row has beside its own features; None: nothing.
+        """
+        rows = features.product(self.weights)
+        if usual is not None:
+            rows[features.described] += usual
+        return unit_rows(rows)
 
 
 def _names(n_blocks: int) -> list[str]:
