@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve
 from threadpoolctl import threadpool_limits
 
 from recbole_llm.errors import FitError
@@ -22,6 +23,8 @@ from recbole_llm.training_data import History, TrainingData
 
 # Sweeps between two looks at the tables.
 _SWEEPS = 3
+# Of the gram's mean eigenvalue: below it the short way of folding in would cancel digits.
+_SAFE_PENALTY = 1e-6
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,17 @@ def solve_users(
     # Without a penalty a few items leave directions open: the least one closes them.
     least = 1e-9 * np.trace(gram) / len(gram) + 1e-12
     missing = gram + (penalty + least) * np.eye(len(gram))
-    for user in np.flatnonzero(np.diff(confidence.indptr)):
+    # A short history takes a system of its own size: (A + YᵀDY)⁻¹Yᵀ = A⁻¹Yᵀ(I + D Y A⁻¹Yᵀ)⁻¹.
+    counts = np.diff(confidence.indptr)
+    is_short = (counts < len(gram)) & (penalty > _SAFE_PENALTY * np.trace(gram) / len(gram))
+    factor = cho_factor(missing) if is_short.any() else None
+    for user in np.flatnonzero(counts):
         entries = slice(*confidence.indptr[user : user + 2])
         rows, c = liked[confidence.indices[entries]], confidence.data[entries].astype(np.float64)
-        users[user] = np.linalg.solve(missing + (rows.T * (c - 1)) @ rows, c @ rows)
+        if is_short[user]:
+            solved = cho_solve(factor, rows.T, check_finite=False)
+            system = np.eye(len(c)) + (c - 1)[:, None] * (rows @ solved)
+            users[user] = solved @ np.linalg.solve(system, c)
+        else:
+            users[user] = np.linalg.solve(missing + (rows.T * (c - 1)) @ rows, c @ rows)
     return users

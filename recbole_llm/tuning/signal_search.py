@@ -14,6 +14,7 @@ from recbole_llm.settings import RunOptions
 from recbole_llm.signal_cache import fit_cached
 from recbole_llm.signals.base import Signal, with_settings
 from recbole_llm.training_data import TrainingData
+from recbole_llm.tuning.recency import Recency
 from recbole_llm.tuning.spaces import Parameter
 from recbole_llm.tuning.trials import maximise
 
@@ -56,6 +57,9 @@ def search_signal(
 ) -> Found:
     """Fit a signal with several settings and keep the one that validates best.
 
+    Where a decay of the histories will be chosen, all are judged by rows that forget as those of
+    the first settings do best: what is best at remembering all may be poor at what comes next.
+
     Args:
         label: what the bar calls it.
         signal: the signal as the user set it.
@@ -71,16 +75,22 @@ def search_signal(
     """
     space = search_space(signal, fixed)
     sample = validation.sample(_SEARCH_USERS, seed=run.seed)
+    recency = Recency.of(signal, data, validation, metric, run)
+    decay: float | None = None
     best: Found | None = None
     starts = [
         {name: value for name, value in start.items() if name in space} for start in signal.starts
     ]
 
     def objective(values: dict[str, Any]) -> float:
-        nonlocal best
+        nonlocal best, decay
         candidate = with_settings(signal, values)
         candidate, factors = fit_cached(candidate, data, run)
-        value = evaluate([standardise(factors)], sample, metric, run.device)
+        if recency is None:
+            value = evaluate([standardise(factors)], sample, metric, run.device)
+        else:
+            decay = decay or recency.best_decay(candidate, factors)
+            value = recency.value(candidate, factors, decay)
         if best is None or value > best.value:
             best = Found(candidate, factors, value, n_trials)
         return value

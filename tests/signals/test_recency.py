@@ -14,6 +14,7 @@ from recbole_llm.signals.base import with_settings
 from recbole_llm.testing.signals import ENCODER, check_newcomers, small_data
 from recbole_llm.training_data import History, TrainingData, entries, with_entries
 from recbole_llm.tuning.recency import choose_decay
+from recbole_llm.tuning.signal_search import search_signal
 
 RUN = RunOptions(seed=7, progress=False)
 METRIC = Metric("ndcg", 5)
@@ -107,6 +108,29 @@ def test_the_decay_that_validates_best_is_chosen_without_fitting_anew(name):
     assert values[chosen.history_decay] == max(values.values())
     assert chosen.history_decay < 1
     assert forgetful.items is factors.items
+
+
+def test_a_search_judges_settings_by_rows_that_forget():
+    data, validation = tastes_that_change()
+    signal = variant("als")
+
+    def values(candidate):
+        decays = (1.0, 0.9, 0.8, 0.65, 0.5, 0.35)
+        each = [with_settings(candidate, {"history_decay": decay}) for decay in decays]
+        tables = [standardise(one.fit(data, RUN)) for one in each]
+        return {d: evaluate([t], validation, METRIC) for d, t in zip(decays, tables, strict=True)}
+
+    tried = [with_settings(signal, start) for start in signal.starts]
+    first = values(tried[0])
+    decay = max(first, key=first.__getitem__)
+    assert decay < 1
+    expected = [values(one)[decay] for one in tried]
+    found = search_signal(
+        "als", signal, data, validation, METRIC, RUN, n_trials=len(tried), fixed=()
+    )
+    assert found.value == pytest.approx(max(expected))
+    assert found.signal == tried[int(np.argmax(expected))]
+    assert found.signal.history_decay is None
 
 
 def test_nothing_is_chosen_where_recency_cannot_be_judged():

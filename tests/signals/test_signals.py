@@ -10,7 +10,7 @@ from implicit.als import AlternatingLeastSquares
 from recbole_llm.factors import Factors
 from recbole_llm.settings import RunOptions
 from recbole_llm.signals import SIGNALS, SkippedSignal, register
-from recbole_llm.signals.als import ALSSignal
+from recbole_llm.signals.als import ALSSignal, solve_users
 from recbole_llm.signals.item_item import ItemItemSignal, ridge_item_item
 from recbole_llm.testing.signals import (
     ENCODER,
@@ -67,6 +67,19 @@ def test_als_folds_in_as_implicit_recalculates_a_user(alpha, regularization):
     expected = model.recalculate_user(np.arange(data.n_users), data.confidence)
     found = signal.fold_in(factors, factors.items, data.history)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1e-4, 20.0])
+@pytest.mark.parametrize("n_liked", [0, 1, 5, 6, 30])
+def test_als_folds_in_histories_of_any_length_as_its_formula_says(penalty, n_liked):
+    rng = np.random.default_rng(n_liked)
+    items, c = rng.standard_normal((40, 6)), rng.uniform(0.1, 4, n_liked)
+    liked = rng.permutation(40)[:n_liked]
+    rows = items[liked]
+    history = sp.csr_matrix((c, (np.ones(n_liked, int), liked)), shape=(2, 40))
+    system = items.T @ items + penalty * np.eye(6) + (rows.T * (c - 1)) @ rows
+    found = solve_users(items.T @ items, items, history, penalty=penalty)
+    np.testing.assert_allclose(found, [np.zeros(6), np.linalg.solve(system, c @ rows)], rtol=1e-5)
 
 
 def test_als_without_a_penalty_folds_in_few_items():
