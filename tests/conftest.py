@@ -7,7 +7,16 @@ import pytest
 # Read by OpenMP when a library first loads, here and in the commands that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Files that take minutes come first, so that both cores end together.
+_LONG = ("test_readme.py", "test_commands.py", "test_tune_command.py", "test_bad_input.py")
+
 WORDS = ["red", "blue", "wool", "steel", "coat", "knife", "lamp", "warm", "sharp", "kitchen"]
+
+
+def pytest_collection_modifyitems(items):
+    """Sort the long files to the front; a file's own order stays."""
+    places = {name: place for place, name in enumerate(_LONG)}
+    items.sort(key=lambda item: places.get(item.path.name, len(_LONG)))
 
 
 @pytest.fixture(scope="session")

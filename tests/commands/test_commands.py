@@ -31,7 +31,9 @@ def record_of(folder, *arguments):
 
 
 def test_hybrid_is_ahead_of_item_knn_and_repeats_and_encodes_nothing_twice(tmp_path):
-    hybrid = ("--model=HybridFusion", "--signal_search_trials=4")
+    # The README's first command runs all signals.
+    signals = "als,item_item,text_intent,popularity"
+    hybrid = ("--model=HybridFusion", f"--signals={signals}", "--signal_search_trials=2")
     first, log = record_of(tmp_path, *hybrid)
     item_knn, _ = record_of(tmp_path, "--model=ItemKNN")
     assert first["test"]["ndcg@10"] > item_knn["test"]["ndcg@10"] + 0.03
