@@ -72,8 +72,9 @@ class Recency:
             factors: the signal as it was fitted, its users' rows as learned.
             decay: ``history_decay``, in (0, 1].
         """
-        rows = factors.users[self.users]
-        if decay < 1:
+        if decay == 1:
+            rows = factors.users[self.users]
+        else:
             signal = with_settings(signal, {"history_decay": decay})
             rows = signal.fold_in(factors, signal.sources(factors), self.history)
         part = dataclasses.replace(factors, users=rows, offset=factors.offset[self.users])
