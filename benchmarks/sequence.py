@@ -209,11 +209,6 @@ def lines_of(dataset, rule, models):
         seconds = statistics.mean(best["seconds"] for best in bests)
         note = " (leaves out what is in the history)" * bests[0]["excludes_seen"]
         yield row_of(name + note, found, difference, fits, f"{seconds:.0f}")
-    if rule == "ranked" and ours:
-        # What it is served by: `recbole-llm recommend` leaves out what is in the history.
-        served = [cell["best"]["masked"]["places"] for cell in models["HybridFusion"]]
-        name = "HybridFusion as served (leaves out what is in the history)"
-        yield row_of(name, served, "", "", "")
     for name, of_users, ndcg, recall in PUBLISHED.get(dataset, ()):
         yield f"| {name}, published, {of_users:,} users | | {ndcg:.3f} | {recall:.3f} | | | |"
     yield ""

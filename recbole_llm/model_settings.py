@@ -53,7 +53,7 @@ class ModelSettings:
         if_later: those of ``signals`` that are left out where the validation part is not later than
             the training part.
         task: what is predicted: ranking, clicks or ratings.
-        text, history, search, fusion: the sections.
+        text, history, ranking, search, fusion: the sections.
         completes: whether rows of items and users that a signal has not seen come from text.
     """
 
@@ -63,6 +63,7 @@ class ModelSettings:
     task: str
     text: TextSettings
     history: HistorySettings
+    ranking: RankingSettings
     search: SearchSettings
     fusion: FusionSettings
     completes: bool
@@ -118,6 +119,7 @@ def model_keys(signal_names: Sequence[str] | None) -> list[Key]:
     if any(signal.uses_text for signal in signals):
         keys += _text_keys(attributes=any(signal.completed for signal in signals))
     keys += section_keys("history", HistorySettings)
+    keys += section_keys("ranking", RankingSettings)
     keys += section_keys("search", SearchSettings)
     if signal_names is None or any(signal.uses_embeddings for signal in signals):
         keys += section_keys("fusion", FusionSettings)
@@ -148,9 +150,10 @@ def tower_keys() -> list[Key]:
     """The flat keys of the tower as a model; how it is trained, RecBole's own keys say."""
     described = [*_text_keys(attributes=False), *section_keys("history", HistorySettings)]
     shape = section_keys("intent_tower", TowerShape, prefix="intent_tower_")
+    ranked = section_keys("ranking", RankingSettings)
     tuned = section_keys("finetune", FinetuneSettings, prefix="finetune_")
     varied = section_keys("augment", AugmentSettings, prefix="augment_")
-    return [*described, *shape, *tuned, *varied]
+    return [*described, *ranked, *shape, *tuned, *varied]
 
 
 def read_model_settings(
@@ -210,6 +213,7 @@ def read_model_settings(
         task=task,
         text=read_section(TextSettings, given),
         history=read_section(HistorySettings, given),
+        ranking=read_section(RankingSettings, given),
         search=search,
         fusion=fusion,
         # A classic by its own name stays what it is, and reads no text.

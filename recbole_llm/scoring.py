@@ -11,6 +11,22 @@ import torch
 
 from recbole_llm.errors import SettingsError
 from recbole_llm.factors import Factors, Table
+from recbole_llm.training_data import entries
+
+#: Takes any score below all others: they are sums of z-scores over the items, and the largest that
+#: one of n can have is sqrt(n).
+LOWER = 1e5
+
+
+def lower(scores: torch.Tensor, had: sp.csr_matrix) -> None:
+    """Lower the scores of what each user has had, in place.
+
+    Args:
+        scores: (n, n_items).
+        had: CSR (n, n_items), the entries that are lowered, each once.
+    """
+    places = (torch.from_numpy(part).to(scores.device) for part in entries(had))
+    scores[tuple(places)] -= LOWER
 
 
 def find_device(name: str) -> torch.device:

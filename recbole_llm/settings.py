@@ -329,7 +329,10 @@ class HistorySettings:
 
 @dataclass(frozen=True)
 class RankingSettings:
-    """What a sequential model ranks; of a general model's items RecBole hides the known ones."""
+    """What a model's own scores say of the items that a user has had.
+
+    RecBole hides these from a general model's rankings, and from a sequential one's it does not.
+    """
 
     exclude_seen: str = setting(
         "auto",
@@ -338,6 +341,16 @@ class RankingSettings:
         choices=("auto", "true", "false"),
         key="exclude_seen",
     )
+
+    def excludes(self, *, has_repeats: bool) -> bool:
+        """What is meant on some data.
+
+        Args:
+            has_repeats: whether a history of the training part has an item twice.
+        """
+        if self.exclude_seen != "auto":
+            return self.exclude_seen == "true"
+        return not has_repeats
 
 
 @dataclass(frozen=True)

@@ -70,11 +70,9 @@ class IntentSequence(SequentialRecommender):
         return sequence_keys()
 
     def _excludes_seen(self, given: Mapping[str, Any], wanted: Index, histories: Index) -> bool:
-        chosen = read_section(RankingSettings, given).exclude_seen
-        if chosen != "auto":
-            return chosen == "true"
-        excludes = not (histories == wanted[:, None]).any()
-        has = "no history has" if excludes else "histories have"
+        has_repeats = bool((histories == wanted[:, None]).any())
+        excludes = read_section(RankingSettings, given).excludes(has_repeats=has_repeats)
+        has = "histories have" if has_repeats else "no history has"
         self.logger.info(f"exclude_seen: {excludes}, {has} an item twice")
         return excludes
 

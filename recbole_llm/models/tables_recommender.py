@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType, ModelType
@@ -19,9 +20,9 @@ from recbole_llm.host.config import given_settings
 from recbole_llm.host.dataset import TablesDataset
 from recbole_llm.model_settings import model_keys, read_model_settings
 from recbole_llm.newcomers import Newcomers, with_histories
-from recbole_llm.scoring import Scorer
+from recbole_llm.scoring import LOWER, Scorer, lower
 from recbole_llm.settings import Key, RunOptions
-from recbole_llm.training_data import History, TrainingData
+from recbole_llm.training_data import History, TrainingData, with_ones
 from recbole_llm.value_fitting import fit_values
 from recbole_llm.values import Prediction, ValueTask
 
@@ -57,6 +58,7 @@ class TablesRecommender(GeneralRecommender):
         self.prediction: Prediction | None = None
         self.newcomers = Newcomers((), 0.0, {})
         self.item_texts: tuple[str, ...] = ()
+        self._seen = self._had = self._to_exclude(dataset)
         self._grown: tuple[Index, History] | None = None
         self._scorer: Scorer | None = None
         # RecBole builds an optimizer, which needs a parameter.
@@ -67,6 +69,22 @@ class TablesRecommender(GeneralRecommender):
     def setting_keys(cls) -> list[Key]:
         """The keys that it takes beside RecBole's."""
         return model_keys(cls.signal_names)
+
+    @property
+    def excludes_seen(self) -> bool:
+        """Whether it ranks the items of a user's history last."""
+        return self._seen is not None
+
+    def _to_exclude(self, train: TablesDataset) -> sp.csr_matrix | None:
+        """What each user has had, CSR (n_users, n_items); None where it is ranked as all else."""
+        if self.settings.task != "ranking":
+            return None
+        seen, _ = train.known_pairs()
+        has_repeats = seen.nnz < len(train)
+        excludes = self.settings.ranking.excludes(has_repeats=has_repeats)
+        has = "histories have" if has_repeats else "no history has"
+        self.logger.info(f"exclude_seen: {excludes}, {has} an item twice")
+        return with_ones(seen) if excludes else None
 
     def fit(self, train: TablesDataset, valid: TablesDataset | None) -> None:
         """Fit the tables on the training part; settings and weights on the validation part."""
@@ -141,8 +159,15 @@ class TablesRecommender(GeneralRecommender):
         Args:
             grown: users, ascending, and what they are known by; None: by training alone.
         """
-        if grown is not self._grown:
-            self._grown, self._scorer = grown, None
+        if grown is self._grown:
+            return
+        self._grown, self._scorer = grown, None
+        self._had = self._seen
+        if self._seen is not None and grown is not None:
+            users, history = grown
+            longer = (np.ones(len(users), np.float32), (users, np.arange(len(users))))
+            rows = sp.csr_matrix(longer, shape=(self._seen.shape[0], len(users)))
+            self._had = with_ones((self._seen + rows @ history.weights).tocsr())
 
     def calculate_loss(self, interaction: Any) -> torch.Tensor:
         """Zero: nothing is learned by gradients."""
@@ -157,17 +182,28 @@ class TablesRecommender(GeneralRecommender):
         if not self.blocks:
             return torch.zeros(len(users), device=self.device)
         scores = self.scorer.pairs(users, items)
-        if self.prediction is None:
-            return scores
-        found = self.prediction.values(scores.cpu().numpy(), users.cpu().numpy())
-        return torch.from_numpy(found).to(self.device)
+        if self.prediction is not None:
+            found = self.prediction.values(scores.cpu().numpy(), users.cpu().numpy())
+            return torch.from_numpy(found).to(self.device)
+        if self._had is not None:
+            # Copies: SciPy cannot index by arrays that share memory.
+            has_had = self._had[np.array(users.cpu()), np.array(items.cpu())]
+            scores -= LOWER * torch.from_numpy(np.asarray(has_had).ravel()).to(self.device)
+        return scores
 
     def full_sort_predict(self, interaction: Any) -> torch.Tensor:
-        """Scores of users for all items, flat; RecBole writes into the tensor, so it is new."""
-        return self.scorer.scores(interaction[self.USER_ID]).view(-1)
+        """Scores of users for all items, flat; RecBole writes into the tensor, so it is new.
+
+        Those of items that are excluded (`exclude_seen`) are below all others.
+        """
+        users = interaction[self.USER_ID]
+        scores = self.scorer.scores(users)
+        if self._had is not None:
+            lower(scores, self._had[users.cpu().numpy()])
+        return scores.view(-1)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_scorer": None, "_grown": None}
+        return {**self.__dict__, "_scorer": None, "_grown": None, "_had": self._seen}
 
 
 def _validation(

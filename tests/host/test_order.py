@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from recbole.data import create_dataset, data_preparation
+from recbole.data.interaction import Interaction
 from recbole.quick_start import load_data_and_model
 from recbole.utils import get_trainer
 
@@ -259,6 +260,50 @@ def test_at_test_time_users_are_known_by_validation_too(name, steps, tmp_path, m
     now = model.scorer.scores(torch.from_numpy(others))
     model.remember(None)
     np.testing.assert_array_equal(now, model.scorer.scores(torch.from_numpy(others)))
+
+
+def test_what_a_user_has_had_is_ranked_last_by_the_model_itself(steps, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result_of("ALS", steps, tmp_path)
+    checkpoint, *_ = tmp_path.glob("*.pth")
+    _, model, _, train, valid, test = load_data_and_model(checkpoint)
+    users = torch.arange(train._dataset.user_num)
+    everybody = Interaction({"user_id": users})
+
+    def is_lowered():
+        scores = model.full_sort_predict(everybody).view(len(users), -1)
+        pairs = torch.cartesian_prod(users, torch.arange(scores.shape[1]))
+        asked = Interaction({"user_id": pairs[:, 0], "item_id": pairs[:, 1]})
+        np.testing.assert_allclose(model.predict(asked), scores.ravel(), rtol=1e-5, atol=1e-5)
+        return scores.numpy() < model.scorer.scores(users).numpy() - 1
+
+    trained = train._dataset.training_matrix().toarray() > 0
+    np.testing.assert_array_equal(is_lowered(), trained)
+    model.remember(test._dataset.grown_histories())
+    known = trained | (valid._dataset.training_matrix().toarray() > 0)
+    np.testing.assert_array_equal(is_lowered(), known)
+    model.remember(None)
+    np.testing.assert_array_equal(is_lowered(), trained)
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "excludes"),
+    [
+        ([], {}, True),
+        ([], {"exclude_seen": False}, False),
+        ([("u0", "i0", START)], {}, False),
+        ([("u0", "i0", START)], {"exclude_seen": True}, True),
+    ],
+)
+def test_what_comes_twice_is_not_ranked_last(shop, rows, settings, excludes, caplog):
+    once = [(f"u{user}", f"i{item}", START + item) for user in range(9) for item in range(7)]
+    values = {"state": "INFO", **settings}
+    with caplog.at_level(logging.INFO):
+        train, *_ = shop([*once, *rows], **values)
+        model = MODELS["ALS"](train.config, train)
+    assert model.excludes_seen == excludes
+    has = "histories have" if rows else "no history has"
+    assert f"exclude_seen: {excludes}, {has} an item twice" in caplog.text
 
 
 def test_grown_histories_are_the_earlier_parts_with_their_ages(shop):
