@@ -31,7 +31,7 @@ class NextItemSignal(SingleSignal):
     """Item rows: what an item comes after; user rows: the sum of what her items lead to."""
 
     window: int = setting(
-        3, "Moments after an item within which others count as following it.", at_least=1
+        10, "Moments after an item within which others count as following it.", at_least=1
     )
     popularity_exponent: float = setting(
         0.3,
