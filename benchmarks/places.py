@@ -47,7 +47,8 @@ def read_atomic(file):
 def ordered(source, folder):
     """A copy that says the order alone: each pair once, the first one, and the rank of its time.
 
-    RecBole's float32 rounds the times themselves.
+    RecBole's float32 rounds the times themselves. Rows of one moment share a rank, and stand in
+    the file's order, by which RecBole sorts them.
     """
     if folder.is_dir():
         return folder
@@ -55,7 +56,8 @@ def ordered(source, folder):
     rows = read_atomic(source / f"{source.name}.inter")
     order = rows[settings.get("TIME_FIELD", "timestamp")].astype(float)
     rows = rows.assign(order=order).sort_values("order", kind="stable")
-    rows = rows.drop_duplicates(["user_id", "item_id"]).assign(order=lambda part: range(len(part)))
+    rows = rows.drop_duplicates(["user_id", "item_id"])
+    rows = rows.assign(order=rows["order"].rank(method="dense").astype(int))
     head = ["user_id:token", "item_id:token", "order:float"]
     kept = {name: settings[name] for name in ("item_text_fields",) if name in settings}
     kept |= {"load_col": {"inter": ["user_id", "item_id", "order"]}, "TIME_FIELD": "order"}

@@ -8,6 +8,7 @@ validation too when they are tested, as every sequential model does.
 
 import json
 import sys
+from operator import itemgetter
 from pathlib import Path
 from time import perf_counter
 
@@ -23,14 +24,14 @@ from recbole_llm.host.run import load_parts, read_config
 
 
 def histories(dataset, folder, name):
-    """Every user's items in their order, by RecBole's numbers."""
+    """Every user's items by RecBole's numbers, in order; those of one moment as in the file."""
     found = {}
     for line in (folder / f"{name}.inter").read_text().splitlines()[1:]:
         user, item, order = line.split("\t")
         found.setdefault(user, []).append((float(order), item))
     return {
         dataset.token2id(dataset.uid_field, user): dataset.token2id(
-            dataset.iid_field, [item for _, item in sorted(rows)]
+            dataset.iid_field, [item for _, item in sorted(rows, key=itemgetter(0))]
         )
         for user, rows in found.items()
     }
@@ -44,14 +45,16 @@ def ranks(model, loader, orders, steps_before_last, seed):
     found = {}
     n_items = loader._dataset.item_num
     tie = np.random.default_rng(seed).permutation(n_items)
-    for batch in loader:
-        interaction = batch[0].to(model.device)
+    for interaction, _, _, positives in loader:
+        interaction = interaction.to(model.device)
         with torch.no_grad():
             scores = model.full_sort_predict(interaction).view(-1, n_items).float().cpu().numpy()
-        for user, row in zip(interaction[model.USER_ID].tolist(), scores, strict=True):
+        users = interaction[model.USER_ID].tolist()
+        for user, row, wanted in zip(users, scores, positives.tolist(), strict=True):
             items = orders[user]
             place = len(items) - 1 - steps_before_last
-            wanted, known = items[place], items[:place]
+            assert items[place] == wanted, "RecBole has another order"
+            known = items[:place]
             better = (row > row[wanted]) | ((row == row[wanted]) & (tie < tie[wanted]))
             better[0] = False
             found[user] = (int(better.sum() - better[known].sum()) + 1, int(better.sum()) + 1)
