@@ -22,6 +22,9 @@ from recbole_llm.cli import parse_arguments
 from recbole_llm.host.config import prepare
 from recbole_llm.host.run import load_parts, read_config
 
+# One to know a user by, one to choose by and one to test.
+_FEWEST = 3
+
 
 def histories(dataset, folder, name):
     """Every user's items by RecBole's numbers, in order; those of one moment as in the file."""
@@ -38,9 +41,10 @@ def histories(dataset, folder, name):
 
 
 def ranks(model, loader, orders, steps_before_last, seed):
-    """User -> place of the item that came next, from 1: masked, and ranked.
+    """Places of the items that came next, from 1, by users: masked, and ranked.
 
-    Equal scores are told apart by a seeded order of the items.
+    Who has fewer than three items leaves none to know her by, and is not asked about, as no
+    sequential model is by RecBole. Equal scores are told apart by a seeded order of the items.
     """
     found = {}
     n_items = loader._dataset.item_num
@@ -52,6 +56,8 @@ def ranks(model, loader, orders, steps_before_last, seed):
         users = interaction[model.USER_ID].tolist()
         for user, row, wanted in zip(users, scores, positives.tolist(), strict=True):
             items = orders[user]
+            if len(items) < _FEWEST:
+                continue
             place = len(items) - 1 - steps_before_last
             assert items[place] == wanted, "RecBole has another order"
             known = items[:place]
