@@ -249,15 +249,19 @@ class TablesDataset(Dataset):
         """The interactions of this part, CSR float32 (n_users, n_items)."""
         return self._matrix()[0]
 
+    def pairs(self) -> sp.csr_matrix:
+        """How often each pair of this part occurs, whatever it counts, CSR float32."""
+        feat = self.inter_feat
+        users, items = feat[self.uid_field].numpy(), feat[self.iid_field].numpy()
+        ones = np.ones(len(users), dtype=np.float32)
+        return interaction_matrix(users, items, ones, (self.user_num, self.item_num))[0]
+
     def known_pairs(self) -> tuple[sp.csr_matrix, NDArray[np.int32] | None]:
         """What each pair of this part counts, 1 in the mean, 0s kept, CSR float32; and its age.
 
         What counts nothing has age 0.
         """
-        feat = self.inter_feat
-        users, items = feat[self.uid_field].numpy(), feat[self.iid_field].numpy()
-        ones = np.ones(len(users), dtype=np.float32)
-        pairs, _ = interaction_matrix(users, items, ones, (self.user_num, self.item_num))
+        pairs = self.pairs()
         weights, ages = self._matrix()
         pairs.data = np.asarray(weights[entries(pairs)], dtype=np.float32).ravel()
         if weights.nnz:

@@ -79,8 +79,8 @@ class TablesRecommender(GeneralRecommender):
         """What each user has had, CSR (n_users, n_items); None where it is ranked as all else."""
         if self.settings.task != "ranking":
             return None
-        seen, _ = train.known_pairs()
-        has_repeats = seen.nnz < len(train)
+        seen = train.pairs()
+        has_repeats = bool((seen.data > 1).any())
         excludes = self.settings.ranking.excludes(has_repeats=has_repeats)
         has = "histories have" if has_repeats else "no history has"
         self.logger.info(f"exclude_seen: {excludes}, {has} an item twice")
