@@ -17,6 +17,7 @@ from recbole_llm.host import quirks, run
 from recbole_llm.host.run import read_config
 from recbole_llm.model_settings import read_model_settings
 from recbole_llm.models import MODELS
+from recbole_llm.signals.next_item import NextItemSignal
 from recbole_llm.training_data import History
 
 # A second apart: float32, which RecBole holds times in, rounds them to 128 s at this size.
@@ -347,7 +348,7 @@ def test_the_decay_in_force_is_recorded_and_kept(steps, tmp_path, monkeypatch):
     assert len(decays) == 6
     assert all(0 < decay <= 1 for decay in decays.values())
     assert min(decays.values()) < 1
-    assert settings["next_item"]["window"] == 3
+    assert settings["next_item"]["window"] == NextItemSignal().window
 
 
 def test_a_decay_out_of_range_is_named(steps, tmp_path, monkeypatch):
