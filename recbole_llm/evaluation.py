@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from recbole_llm.errors import SettingsError, did_you_mean
 from recbole_llm.factors import Factors, Index, Mask, batches
-from recbole_llm.scoring import Scorer
+from recbole_llm.scoring import Scorer, entries_on
 from recbole_llm.slices import SLICES
 from recbole_llm.training_data import entries
 
@@ -202,8 +202,7 @@ def masked_scores(
     ):
         users = validation.users[part]
         scores = scorer.scores(torch.from_numpy(users).to(scorer.device))
-        rows, items = entries(validation.known[users])
-        scores[torch.from_numpy(rows), torch.from_numpy(items)] = -np.inf
+        scores[entries_on(scorer.device, validation.known[users])] = -np.inf
         scores[:, 0] = -np.inf
         if validation.candidates is not None:
             scores[:, torch.from_numpy(~validation.candidates)] = -np.inf

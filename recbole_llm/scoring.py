@@ -18,6 +18,12 @@ from recbole_llm.training_data import entries
 LOWER = 1e5
 
 
+def entries_on(device: torch.device, matrix: sp.csr_matrix) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row and column of every stored entry of a CSR matrix, in its order, on a device."""
+    rows, columns = (torch.from_numpy(part).to(device) for part in entries(matrix))
+    return rows, columns
+
+
 def lower(scores: torch.Tensor, had: sp.csr_matrix) -> None:
     """Lower the scores of what each user has had, in place.
 
@@ -25,8 +31,7 @@ def lower(scores: torch.Tensor, had: sp.csr_matrix) -> None:
         scores: (n, n_items).
         had: CSR (n, n_items), the entries that are lowered, each once.
     """
-    places = (torch.from_numpy(part).to(scores.device) for part in entries(had))
-    scores[tuple(places)] -= LOWER
+    scores[entries_on(scores.device, had)] -= LOWER
 
 
 def find_device(name: str) -> torch.device:

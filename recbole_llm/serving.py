@@ -22,10 +22,10 @@ from recbole_llm.errors import DataError, DataWarning, SettingsError, did_you_me
 from recbole_llm.factors import Factors, Index, Mask, Rows, Table, batches, stack_rows
 from recbole_llm.newcomers import item_rows, told_user_rows, user_rows
 from recbole_llm.saved_tables import SavedTables, read_tables
-from recbole_llm.scoring import Scorer, find_device
+from recbole_llm.scoring import Scorer, entries_on, find_device
 from recbole_llm.slices import seeded_rank, top_items
 from recbole_llm.text import clean
-from recbole_llm.training_data import History, entries, with_ones
+from recbole_llm.training_data import History, with_ones
 
 # Scores of a batch, and what ranking them takes beside.
 _BATCH_BYTES = 1 << 28
@@ -462,8 +462,7 @@ class Recommender:
             if banned is not None:
                 scores[:, banned] = -math.inf
             if exclude_known:
-                pairs = entries(self.tables.known[part])
-                scores[tuple(torch.from_numpy(p).to(self._device) for p in pairs)] = -math.inf
+                scores[entries_on(self._device, self.tables.known[part])] = -math.inf
             best = self._best(scores, k)
             found = best >= 0
             user, place = np.nonzero(found)

@@ -342,16 +342,6 @@ class RankingSettings:
         key="exclude_seen",
     )
 
-    def excludes(self, *, has_repeats: bool) -> bool:
-        """What is meant on some data.
-
-        Args:
-            has_repeats: whether a history of the training part has an item twice.
-        """
-        if self.exclude_seen != "auto":
-            return self.exclude_seen == "true"
-        return not has_repeats
-
 
 @dataclass(frozen=True)
 class SearchSettings:

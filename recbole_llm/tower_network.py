@@ -30,6 +30,7 @@ from recbole_llm.augmentation import crop
 from recbole_llm.completion import Features
 from recbole_llm.evaluation import is_positive
 from recbole_llm.factors import Index, Mask, Rows, Table
+from recbole_llm.scoring import entries_on
 from recbole_llm.sequence_network import ItemRows, product
 from recbole_llm.settings import Search, setting
 from recbole_llm.text_network import TextNetwork
@@ -151,7 +152,7 @@ class UserTower(nn.Module):
     def pooled(self, rows: torch.Tensor, history: History) -> torch.Tensor:
         """The attention alone, float32 (n, d)."""
         device = rows.device
-        owners, items = (torch.from_numpy(part).to(device) for part in entries(history.weights))
+        owners, items = entries_on(device, history.weights)
         counts = torch.from_numpy(history.weights.data).to(device)
         if self.is_mean:
             shares = counts
@@ -230,7 +231,7 @@ class ReactionTower(nn.Module):
             history: of n users over the m items.
         """
         device = rows.device
-        owners, items = (torch.from_numpy(part).to(device) for part in entries(history.weights))
+        owners, items = entries_on(device, history.weights)
         weights = torch.from_numpy(history.weights.data).to(device)
         rest = (weights - 1) / self.spread - biases.index_select(0, items)
         zeros = torch.zeros(history.weights.shape[0], device=device)

@@ -19,7 +19,7 @@ from recbole_llm.host.cold_evaluation import apply_cold_eval
 from recbole_llm.host.known_keys import check_keys, recbole_keys
 from recbole_llm.model_settings import model_keys
 from recbole_llm.scoring import find_device
-from recbole_llm.settings import HistorySettings, TaskSettings, read_section
+from recbole_llm.settings import HistorySettings, RankingSettings, TaskSettings, read_section
 from recbole_llm.tower_network import VALUED, TowerShape
 
 # Read by the host for every model; all else belongs to RecBole or to a model.
@@ -138,6 +138,21 @@ def test_history(config: Any) -> str:
     # A fixed split of files is not RecBole's, whatever `eval_args` say.
     leaves_last_out = order == "TO" and "LS" in (split or {}) and not config["benchmark_filename"]
     return "train_and_valid" if leaves_last_out else "train"
+
+
+def excludes_seen(settings: RankingSettings, *, has_repeats: bool) -> bool:
+    """What `exclude_seen` means on some data; said in the log.
+
+    Args:
+        settings: the model's.
+        has_repeats: whether a history of the training part has an item twice.
+    """
+    excludes = not has_repeats
+    if settings.exclude_seen != "auto":
+        excludes = settings.exclude_seen == "true"
+    has = "histories have" if has_repeats else "no history has"
+    getLogger().info(f"exclude_seen: {excludes}, {has} an item twice")
+    return excludes
 
 
 def settings_in_force(config: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,9 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
 from recbole_llm.completion import Features, features_of
-from recbole_llm.factors import Index, Table
+from recbole_llm.factors import Table
 from recbole_llm.fitting import FitReport, encode_texts
-from recbole_llm.host.config import given_settings
+from recbole_llm.host.config import excludes_seen, given_settings
 from recbole_llm.host.dataset import SequencesDataset
 from recbole_llm.model_settings import sequence_keys
 from recbole_llm.sequence_network import (
@@ -52,7 +51,10 @@ class IntentSequence(SequentialRecommender):
         self.network = SequenceNetwork(features, self.n_items, shape, self.max_seq_length)
         wanted = dataset.inter_feat[self.ITEM_ID].numpy()
         histories = dataset.inter_feat[self.ITEM_SEQ].numpy()
-        self.excludes_seen = self._excludes_seen(given, wanted, histories)
+        self.excludes_seen = excludes_seen(
+            read_section(RankingSettings, given),
+            has_repeats=bool((histories == wanted[:, None]).any()),
+        )
         seen = np.union1d(wanted, histories)
         # Nothing is known of the others; padding is no item.
         known = np.zeros(self.n_items, dtype=bool)
@@ -68,13 +70,6 @@ class IntentSequence(SequentialRecommender):
     def setting_keys(cls) -> list[Key]:
         """The keys that it takes beside RecBole's."""
         return sequence_keys()
-
-    def _excludes_seen(self, given: Mapping[str, Any], wanted: Index, histories: Index) -> bool:
-        has_repeats = bool((histories == wanted[:, None]).any())
-        excludes = read_section(RankingSettings, given).excludes(has_repeats=has_repeats)
-        has = "histories have" if has_repeats else "no history has"
-        self.logger.info(f"exclude_seen: {excludes}, {has} an item twice")
-        return excludes
 
     def _features(
         self, settings: TextSettings, dataset: SequencesDataset, run: RunOptions

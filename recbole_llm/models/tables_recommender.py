@@ -16,7 +16,7 @@ from recbole_llm.errors import SettingsError
 from recbole_llm.evaluation import Metric, Validation
 from recbole_llm.factors import Factors, Index
 from recbole_llm.fitting import FitReport, fit_model
-from recbole_llm.host.config import given_settings
+from recbole_llm.host.config import excludes_seen, given_settings
 from recbole_llm.host.dataset import TablesDataset
 from recbole_llm.model_settings import model_keys, read_model_settings
 from recbole_llm.newcomers import Newcomers, with_histories
@@ -81,9 +81,7 @@ class TablesRecommender(GeneralRecommender):
             return None
         seen = train.pairs()
         has_repeats = bool((seen.data > 1).any())
-        excludes = self.settings.ranking.excludes(has_repeats=has_repeats)
-        has = "histories have" if has_repeats else "no history has"
-        self.logger.info(f"exclude_seen: {excludes}, {has} an item twice")
+        excludes = excludes_seen(self.settings.ranking, has_repeats=has_repeats)
         return with_ones(seen) if excludes else None
 
     def fit(self, train: TablesDataset, valid: TablesDataset | None) -> None:
