@@ -151,10 +151,7 @@ def cold_split(
         SettingsError: ``fraction`` or ``seed`` is not allowed, or nothing warm would be left.
         DataError: the data are too small to split, or a time is no number.
     """
-    if not 0 < fraction < 1:
-        raise SettingsError(f"`fraction` must be between 0 and 1, both excluded, got {fraction}")
-    if seed < 0:
-        raise SettingsError(f"`seed` must be 0 or more, got {seed}")
+    _check_numbers(fraction, seed)
     if times is not None and not np.isfinite(times).all():
         raise DataError(
             f"{count(int((~np.isfinite(times)).sum()), 'interaction')} without a time: "
@@ -345,15 +342,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_options(options: SplitOptions) -> None:
-    """Checks, before the long work, that the split's place is free.
+    """Checks, before the long work, what can be checked without the data.
 
     Raises:
-        SettingsError: it is not.
+        SettingsError: a number is not allowed, or the split's place is taken.
     """
+    _check_numbers(options.fraction, options.seed)
     if options.folder.exists():
         raise SettingsError(
             f"{options.folder} exists; remove it, or choose another --out or --seed"
         )
+
+
+def _check_numbers(fraction: float, seed: int) -> None:
+    if not 0 < fraction < 1:
+        raise SettingsError(f"`fraction` must be between 0 and 1, both excluded, got {fraction}")
+    if seed < 0:
+        raise SettingsError(f"`seed` must be 0 or more, got {seed}")
 
 
 def write_split(options: SplitOptions, source: Source) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from recbole_llm.cold_split import (
     Source,
     SplitOptions,
     check_no_filters,
+    check_options,
     cold_split,
     write_split,
 )
@@ -244,6 +245,14 @@ def test_split_that_exists_is_not_overwritten(tmp_path):
     with pytest.raises(SettingsError, match="exists"):
         write_split(options, source)
     assert not list(options.folder.iterdir())
+
+
+@pytest.mark.parametrize("wrong", [{"fraction": 1.5}, {"seed": -1}])
+def test_a_wrong_number_is_named_before_a_place_that_is_taken(tmp_path, wrong):
+    options = SplitOptions("mine", tmp_path / "out", **wrong)
+    options.folder.mkdir(parents=True)
+    with pytest.raises(SettingsError, match=next(iter(wrong))):
+        check_options(options)
 
 
 @pytest.mark.parametrize(
