@@ -275,6 +275,7 @@ class Fitted:
         factors: standardised, completed.
         learned: bool (n_items,), the item rows that were not completed.
         ridge: what gives rows to newcomers' texts; None where nothing does.
+        told_ridge: what gives rows to texts with attributes; None where no attributes are read.
         side: what of the histories it was fitted on; "": all.
     """
 
@@ -282,6 +283,7 @@ class Fitted:
     factors: Factors
     learned: Mask
     ridge: RidgeMap | None
+    told_ridge: RidgeMap | None = None
     side: str = ""
 
 
@@ -383,15 +385,16 @@ def for_all(
     if features is None or ridge is None:
         return Fitted(signal, factors, factors.known, None)
     completed = complete(factors, ridge, features)
-    if features.attributes is not None:
-        ridge = _of_words(factors, data, ridge.penalty, run) if newcomers else None
-    return Fitted(signal, completed, factors.known, ridge)
+    if features.attributes is None:
+        return Fitted(signal, completed, factors.known, ridge)
+    of_words = _of_words(factors, data, ridge.penalty, run) if newcomers else None
+    return Fitted(signal, completed, factors.known, of_words, ridge)
 
 
 def _of_words(
     factors: Factors, data: TrainingData, penalty: float, run: RunOptions
 ) -> RidgeMap | None:
-    """The ridge of newcomers, who come without attributes.
+    """The ridge of newcomers that come without attributes.
 
     Beside these a word that says the same counts for little.
     """
@@ -529,6 +532,7 @@ def newcomers_of(fitted: Mapping[str, Fitted], fused: Fused, source: Source) -> 
             part.factors,
             part.learned,
             part.ridge,
+            part.told_ridge,
             gain=fused.weights[label],
             cold_gain=cold_gains.get(label, 0.0),
             side=part.side,

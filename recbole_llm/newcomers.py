@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from recbole_llm.completion import RidgeMap, features_of, is_told
+from recbole_llm.completion import Features, RidgeMap, features_of, is_told
 from recbole_llm.errors import DataError
 from recbole_llm.factors import (
     Factors,
     Index,
     Mask,
     Rows,
+    Table,
     batches,
     fused_items,
     fused_users,
@@ -50,6 +51,7 @@ class LearnedSignal:
         learned: bool (n_items,), the rows that were not completed: moments run over these.
         extra: what the signal keeps beside its tables.
         ridge: the map from texts to item rows; None where it has none, or reads texts itself.
+        told_ridge: the same from texts and attributes; None where no attributes are read.
         gain: what a warm item's z-score is multiplied by.
         cold_gain: the same for a cold item's.
         side: what of the histories it reads, of :data:`~recbole_llm.values.SIDES`; "": all.
@@ -61,6 +63,7 @@ class LearnedSignal:
     learned: Mask
     extra: Mapping[str, Rows]
     ridge: RidgeMap | None
+    told_ridge: RidgeMap | None
     gain: float
     cold_gain: float
     side: str = ""
@@ -72,6 +75,7 @@ class LearnedSignal:
         factors: Factors,
         learned: Mask,
         ridge: RidgeMap | None,
+        told_ridge: RidgeMap | None,
         *,
         gain: float,
         cold_gain: float,
@@ -86,6 +90,7 @@ class LearnedSignal:
             learned,
             factors.extra,
             ridge,
+            told_ridge,
             gain,
             cold_gain,
             side,
@@ -219,7 +224,10 @@ def told_user_rows(
 
 
 def item_rows(
-    newcomers: Newcomers, blocks: Sequence[Factors], embeddings: Mapping[str, Rows]
+    newcomers: Newcomers,
+    blocks: Sequence[Factors],
+    embeddings: Mapping[str, Rows],
+    attributes: sp.csr_matrix | None = None,
 ) -> tuple[Rows, ...]:
     """Rows of new items, scored as cold ones are, one table for each block.
 
@@ -227,11 +235,12 @@ def item_rows(
         newcomers: of the model.
         blocks: the model's.
         embeddings: encoder's name -> unit rows (n, d) of the items' texts.
+        attributes: their unit rows CSR (n, d), zero where nothing is known; None: of none.
     """
     n = _n_rows(embeddings)
     described, gains = [], []
     for kept, signal, factors in _signals(newcomers, blocks):
-        rows, known = _described(kept, signal, factors, embeddings)
+        rows, known = _described(kept, signal, factors, embeddings, attributes)
         kind = sp.csr_matrix if kept.stands_apart else np.zeros
         described.append(dataclasses.replace(factors, users=kind((0, 0)), items=rows, known=known))
         gains.append(np.full(n, kept.cold_gain, dtype=np.float32))
@@ -282,18 +291,31 @@ def _signals(
 
 
 def _described(
-    kept: LearnedSignal, signal: Signal, factors: Factors, embeddings: Mapping[str, Rows]
+    kept: LearnedSignal,
+    signal: Signal,
+    factors: Factors,
+    embeddings: Mapping[str, Rows],
+    attributes: sp.csr_matrix | None = None,
 ) -> tuple[Rows, Mask]:
-    """A signal's item rows of texts, and of which it knows something."""
-    rows = signal.describe(factors, embeddings)
+    """A signal's item rows of texts and attributes, and of which it knows something."""
+    rows = signal.describe(factors, embeddings, attributes)
     if rows is not None:
         return rows, is_told(rows)
     n = _n_rows(embeddings)
     if kept.ridge is None:
         return _zeros(factors.items, n), np.zeros(n, dtype=bool)
-    features = features_of(embeddings)
-    rows = kept.ridge.apply(features)
-    return rows if kept.ridge.basis is None else rows @ kept.ridge.basis, features.described
+    texts = features_of(embeddings)
+    rows = _along_basis(kept.ridge, texts)
+    if attributes is not None and kept.told_ridge is not None:
+        told = is_told(attributes)
+        rows[told] = _along_basis(kept.told_ridge, features_of(embeddings, attributes)[told])
+    return rows, texts.described
+
+
+def _along_basis(ridge: RidgeMap, features: Features) -> Table:
+    """Rows of the signal's own width."""
+    rows = ridge.apply(features)
+    return rows if ridge.basis is None else rows @ ridge.basis
 
 
 def _zeros(like: Rows, n: int) -> Rows:

@@ -21,21 +21,30 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from recbole_llm.atomic_files import new_folder
+from recbole_llm.attributes import AttributeCode
 from recbole_llm.completion import RidgeMap
 from recbole_llm.errors import DataError, did_you_mean, one_line
 from recbole_llm.factors import Factors, Index
+from recbole_llm.item_form import ItemForm
 from recbole_llm.newcomers import LearnedSignal, Newcomers
 from recbole_llm.values import Expectation
 
 SUFFIX = ".tables"
 
 _MANIFEST = "tables.json"
-_FORMAT = 3
+_FORMAT = 4
 # Below this a file is read at once: a map costs a file handle, and an empty file has none.
 _MAPPED_BYTES = 1 << 20
 _WORDS = ("user_ids", "item_ids", "item_titles", "item_texts")
 # Name in the folder -> attribute.
-_ARRAYS = {"block": "blocks", "known": "known", "age": "age", "newcomers": "newcomers"}
+_ARRAYS = {
+    "block": "blocks",
+    "known": "known",
+    "age": "age",
+    "item_form": "item_form",
+    "newcomers": "newcomers",
+}
+_RIDGES = ("ridge", "told_ridge")
 
 Part = TypeVar("Part")
 
@@ -50,6 +59,7 @@ class SavedTables:
         item_ids: n_items ids likewise.
         item_titles: n_items titles, "" where an item has none.
         item_texts: n_items texts as the encoders got them, none at all where no text is read.
+        item_form: what of a new item's fields is read.
         known: CSR float32 (n_users, n_items), an entry for each pair of the training part: what
             it counts, 1 in the mean, 0 where it counts nothing and is known all the same.
         age: int32 aligned with ``known.data``, as in :class:`~recbole_llm.training_data.History`;
@@ -64,6 +74,7 @@ class SavedTables:
     item_ids: tuple[str, ...]
     item_titles: tuple[str, ...]
     item_texts: tuple[str, ...]
+    item_form: ItemForm
     known: sp.csr_matrix
     age: NDArray[np.int32] | None
     newcomers: Newcomers
@@ -138,11 +149,14 @@ def read_tables(path: Path) -> SavedTables:
     try:
         _check_files(folder, manifest["files"])
         words = {name: tuple(json.loads((folder / f"{name}.json").read_bytes())) for name in _WORDS}
-        blocks, known, age, newcomers = (_read(folder, name, manifest[name]) for name in _ARRAYS)
+        blocks, known, age, form, newcomers = (
+            _read(folder, name, manifest[name]) for name in _ARRAYS
+        )
         return SavedTables(
             blocks=tuple(_build(Factors, block) for block in blocks),
             known=known,
             age=age,
+            item_form=_item_form(form),
             newcomers=_newcomers(newcomers, folder.absolute().parent),
             facts=manifest["facts"],
             **words,
@@ -238,11 +252,19 @@ def _build(kind: type[Part], fields: Mapping[str, Any]) -> Part:
     return kind(**fields)
 
 
+def _item_form(fields: Mapping[str, Any]) -> ItemForm:
+    codes = tuple(_build(AttributeCode, code) for code in fields["attributes"])
+    return _build(ItemForm, {**fields, "attributes": codes})
+
+
 def _newcomers(fields: Mapping[str, Any], place: Path) -> Newcomers:
     signals = []
     for signal in fields["signals"]:
-        ridge = signal["ridge"] and _build(RidgeMap, signal["ridge"])
-        signals.append(_build(LearnedSignal, {**signal, "ridge": ridge}))
+        ridges = {
+            name: signal[name] and _build(RidgeMap, signal[name])
+            for name in ("ridge", "told_ridge")
+        }
+        signals.append(_build(LearnedSignal, {**signal, **ridges}))
     # Beside the tables wherever they are by now.
     tuned = {spec: str(place / name) for spec, name in fields.get("tuned", {}).items()}
     expectation = fields.get("expectation") and _build(Expectation, fields["expectation"])

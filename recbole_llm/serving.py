@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from recbole_llm.embedding_cache import default_folder
 from recbole_llm.encoders import Encoder, EncoderOptions, NetworkOptions, build
 from recbole_llm.errors import DataError, DataWarning, SettingsError, did_you_mean
 from recbole_llm.factors import Factors, Index, Mask, Rows, Table, batches, stack_rows
+from recbole_llm.item_form import NewItems, read_new_items
 from recbole_llm.newcomers import item_rows, told_user_rows, user_rows
 from recbole_llm.saved_tables import SavedTables, read_tables
 from recbole_llm.scoring import Scorer, entries_on, find_device
@@ -130,7 +132,9 @@ class Recommender:
                 and later than what is known of a user; left out of the list like known ones.
             intent: what is wanted, in words.
             intent_weight: what the words count, 0..1, beside the rest that is known of the user.
-            new_items: texts of items that are ranked beside the others, as ``new-1``, ….
+            new_items: items that are ranked beside the others, a text or the fields of each, as
+                :func:`~recbole_llm.item_form.read_new_items` takes them. One without an id is
+                called ``new-1``, ….
             k: most items of a user.
             exclude_known: as in :meth:`recommend`.
             only: as in :meth:`recommend`; new items are ranked all the same.
@@ -143,7 +147,8 @@ class Recommender:
         Raises:
             DataError: a user or item is unknown, the model reads no text, or nothing is known
                 of the words.
-            SettingsError: nobody is asked for, a text is blank, or a number is out of range.
+            SettingsError: nobody is asked for, a text is blank, a new item's id is taken, or a
+                number is out of range.
         """
         asked = self.for_newcomers(
             user=user,
@@ -169,7 +174,10 @@ class Recommender:
 
         Args and errors are those of :meth:`recommend_for`.
         """
-        words, texts = _texts_of(intent, new_items)
+        words = _intent_words(intent)
+        news = read_new_items(self.tables.item_form, new_items)
+        by_name = dict(zip(self._new_names(news), news.texts, strict=True))
+        texts = {f"new item `{name}`": text for name, text in by_name.items()}
         if not 0 <= intent_weight <= 1:
             raise SettingsError(f"`intent_weight` must be from 0 to 1, got {intent_weight}")
         users = [] if user is None else _as_ids(user)
@@ -192,14 +200,13 @@ class Recommender:
         assert own is not None
         added: tuple[Rows | None, ...] = (None,) * len(own)
         if texts:
-            added = item_rows(
-                self.tables.newcomers, self.tables.blocks, _part(embedded, slice(len(words), None))
-            )
+            of_items = _part(embedded, slice(len(words), None))
+            added = item_rows(self.tables.newcomers, self.tables.blocks, of_items, news.attributes)
         blocks = tuple(
             _asked_block(block, users_, items)
             for block, users_, items in zip(self.tables.blocks, own, added, strict=True)
         )
-        return self._extended(blocks, users or [VISITOR], known, list(texts.values()))
+        return self._extended(blocks, users or [VISITOR], known, by_name)
 
     @property
     def new_item_ids(self) -> tuple[str, ...]:
@@ -328,28 +335,42 @@ class Recommender:
         weight = is_new * _BEFORE / (_BEFORE + len(likes))
         return with_ones(known) + history.weights, _mixed(folded, expected, weight)
 
+    def _new_names(self, news: NewItems) -> list[str]:
+        """What new items are called: by their ids, else by numbers that no item has.
+
+        Raises:
+            SettingsError: an id is the data set's, or there twice.
+        """
+        taken = {*self._item_rows, *news.ids}
+        numbers = (f"new-{number}" for number in range(1, len(taken) + len(news.ids) + 1))
+        free = (name for name in numbers if name not in taken)
+        names = [name or next(free) for name in news.ids]
+        for name, times in Counter(names).items():
+            if name in self._item_rows or times > 1:
+                why = "the model knows it" if name in self._item_rows else "it is there twice"
+                raise SettingsError(f"new item `{name}`: {why}; give new items ids of their own")
+        return names
+
     def _extended(
         self,
         blocks: tuple[Factors, ...],
         users: Sequence[str],
         known: sp.csr_matrix,
-        new_texts: Sequence[str],
+        news: Mapping[str, str],
     ) -> Recommender:
-        numbers = (f"new-{number}" for number in range(1, len(self.tables.item_ids) + 2))
-        free = (name for name in numbers if name not in self._item_rows)
-        names = tuple(name for name, _ in zip(free, new_texts, strict=False))
+        """A recommender for these users, with new items, id -> text."""
         tables = dataclasses.replace(
             self.tables,
             blocks=blocks,
             user_ids=(self.tables.user_ids[0], *users),
-            item_ids=(*self.tables.item_ids, *names),
-            item_titles=(*self.tables.item_titles, *new_texts),
+            item_ids=(*self.tables.item_ids, *news),
+            item_titles=(*self.tables.item_titles, *news.values()),
             known=sp.csr_matrix(
                 (known.data, known.indices, np.r_[0, known.indptr]),
-                shape=(known.shape[0] + 1, known.shape[1] + len(names)),
+                shape=(known.shape[0] + 1, known.shape[1] + len(news)),
             ),
         )
-        return Recommender(tables, device=str(self._device), n_new_items=len(names))
+        return Recommender(tables, device=str(self._device), n_new_items=len(news))
 
     @cached_property
     def _encoders(self) -> dict[str, Encoder]:
@@ -501,15 +522,12 @@ def best_and_new(table: pd.DataFrame, k: int, new_items: Sequence[str]) -> pd.Da
     return table[kept].reset_index(drop=True)
 
 
-def _texts_of(intent: str | None, new_items: object) -> tuple[dict[str, str], dict[str, str]]:
-    """The intent and the new items' texts, cleaned as the data set's are, each by what it is."""
+def _intent_words(intent: str | None) -> dict[str, str]:
+    """The intent, cleaned as the data set's texts are, by what it is; empty without one."""
     words = {} if intent is None else {"`intent`": clean(intent)}
-    several = [new_items] if isinstance(new_items, str) else list(new_items)  # type: ignore[call-overload]
-    texts = {f"`new_item` {n}": clean(str(text)) for n, text in enumerate(several, start=1)}
-    for what, text in {**words, **texts}.items():
-        if not text:
-            raise SettingsError(f"{what} is blank; say in words what it is")
-    return words, texts
+    if not all(words.values()):
+        raise SettingsError("`intent` is blank; say in words what it is")
+    return words
 
 
 def _part(embedded: Mapping[str, Rows], places: slice) -> dict[str, Rows]:

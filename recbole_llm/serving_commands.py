@@ -19,6 +19,7 @@ from recbole_llm.atomic_files import new_folder
 from recbole_llm.errors import DataError, DataWarning, SettingsError
 from recbole_llm.factors import Factors
 from recbole_llm.serving import VISITOR, Recommender, best_and_new
+from recbole_llm.table_files import read_table
 from recbole_llm.vectors import compact_vectors
 from recbole_llm.whole_file import whole_file
 
@@ -59,6 +60,12 @@ def add_recommend_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="TEXT",
         help="an item that is not in the data, ranked beside the others; may be given again",
+    )
+    parser.add_argument(
+        "--new_items",
+        type=Path,
+        metavar="FILE",
+        help="a table of such items: CSV, TSV, Parquet or JSON lines with the .item file's fields",
     )
     parser.add_argument("--similar", metavar="ITEM", help="list items that suit the same users")
     parser.add_argument("--k", type=int, default=10, help="length of a list (default: %(default)s)")
@@ -111,7 +118,7 @@ def recommend(args: argparse.Namespace) -> int:
             _print_lists("item", lists, recommender, as_json=args.json)
             return 0
         only, exclude = _read_ids(args.only, "only"), _read_ids(args.exclude, "exclude")
-        if args.liked or args.intent is not None or args.new_item:
+        if args.liked or args.intent is not None or args.new_item or args.new_items:
             return _recommend_for(args, recommender, write, only=only, exclude=exclude)
         if args.all_users:
             parts = recommender.recommend_all(args.k, only=only, exclude=exclude)
@@ -136,8 +143,9 @@ def _recommend_for(
 ) -> int:
     """Lists for somebody who comes with more than a user's id."""
     weight = {} if args.intent_weight is None else {"intent_weight": args.intent_weight}
+    news = args.new_item if args.new_items is None else read_table(args.new_items).frame
     asked = recommender.for_newcomers(
-        user=args.user, liked=args.liked, intent=args.intent, new_items=args.new_item, **weight
+        user=args.user, liked=args.liked, intent=args.intent, new_items=news, **weight
     )
     ranking = asked.ranking(args.k, only=only, exclude=exclude)
     if write is not None:
@@ -277,9 +285,11 @@ def _check_checkpoint(args: argparse.Namespace) -> None:
 def _check_recommend(args: argparse.Namespace) -> None:
     _check_checkpoint(args)
     somebody = args.user is not None or bool(args.liked) or args.intent is not None
-    if args.new_item and not somebody:
+    if args.new_item and args.new_items:
+        raise SettingsError("`--new_item` goes without `--new_items`; write it into the table")
+    if (args.new_item or args.new_items) and not somebody:
         raise SettingsError(
-            "`--new_item` is ranked for somebody: it goes with `--user`, `--liked` or `--intent`"
+            "new items are ranked for somebody: give `--user`, `--liked` or `--intent`, too"
         )
     if sum([somebody, args.all_users, args.similar is not None]) != 1:
         raise SettingsError(

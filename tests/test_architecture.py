@@ -23,7 +23,7 @@ LAYERS = [
     ["importing", "cold_split"],
     ["encoders", "evaluation"],
     ["embedding_cache", "intent", "completion", "cold_metrics", "sequence_network"],
-    ["text_network", "back_translation"],
+    ["text_network", "back_translation", "item_form"],
     ["tower_network"],
     ["tower_training"],
     ["signals"],

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_llm.attributes import attribute_rows
+from recbole_llm.attributes import attribute_codes, attribute_rows, attributes_of
 from recbole_llm.errors import SettingsError
 from recbole_llm.text import FeatureTable, attribute_fields
 
@@ -21,8 +21,10 @@ def table(columns, types):
 
 def rows_of(columns, types, fields=None):
     items = table(columns, types)
-    rows, chosen = attribute_rows(items, fields, ("[PAD]", *items.ids))
-    return None if rows is None else rows.toarray(), chosen
+    ids = ("[PAD]", *items.ids)
+    codes = attribute_codes(items, fields, ids)
+    rows = attributes_of(items, codes, ids)
+    return None if rows is None else rows.toarray(), tuple(code.field for code in codes)
 
 
 def test_each_field_counts_alike_in_a_unit_row():
@@ -71,6 +73,28 @@ def test_years_are_numbers_and_other_codes_are_categories():
         {"code": [str(100 + number % 40) for number in range(80)]}, {"code": "token"}
     )
     assert codes.shape[1] == 40
+
+
+def test_what_comes_later_is_read_as_what_was_there():
+    columns = {
+        "brand": ["a", "a", "b", "b", "c"],
+        "genres": ["x y", "y", "x", "", "x"],
+        "price": ["1", "2", "4", "", "9"],
+    }
+    items = table(columns, {"brand": "token", "genres": "token_seq", "price": "float"})
+    codes = attribute_codes(items, ["brand", "genres", "price"], items.ids)
+    known = attributes_of(items, codes, items.ids).toarray()
+    np.testing.assert_array_equal(attribute_rows(codes, columns).toarray(), known)
+    brand, genres, price = codes
+    for code, unknown in ((brand, "c"), (brand, "x"), (genres, "w"), (price, "?"), (price, "")):
+        assert not code.rows([unknown]).nnz, (code.field, unknown)
+    np.testing.assert_array_equal(
+        genres.rows(["w x", "x"]).toarray(), genres.rows(["x", "x"]).toarray()
+    )
+    # Of what is beyond all that was there nothing is known.
+    np.testing.assert_array_equal(
+        price.rows(["0.9", "1", "9", "9.1"]).getnnz(axis=1) > 0, [0, 1, 1, 0]
+    )
 
 
 def test_words_alone_are_no_attribute():

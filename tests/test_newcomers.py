@@ -3,12 +3,15 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from recbole_llm.attributes import AttributeCode, attribute_rows
 from recbole_llm.errors import DataError, DataWarning, SettingsError
 from recbole_llm.evaluation import Metric, Validation
 from recbole_llm.fitting import fit_model
+from recbole_llm.item_form import ItemForm
 from recbole_llm.model_settings import read_model_settings
 from recbole_llm.newcomers import user_rows, with_histories
 from recbole_llm.saved_tables import SavedTables, read_tables, write_tables
@@ -48,11 +51,24 @@ def interactions():
     )
 
 
-def fitted(signals=None, texts=TEXTS, **settings):
+# Fields of the items' file; where the attributes are read, they say the kind.
+FIELDS = {
+    "title": TEXTS,
+    "kind": ("", *(f"kind{item % 3}" for item in range(1, N_ITEMS))),
+    "price": ("", *(str(10 * (item % 3) + item / 100) for item in range(1, N_ITEMS))),
+}
+CODES = tuple(
+    AttributeCode.of(field, kind, FIELDS[field])
+    for field, kind in (("kind", "token"), ("price", "float"))
+)
+
+
+def fitted(signals=None, texts=TEXTS, codes=(), **settings):
     train, held = interactions()
     rng = np.random.default_rng(1)
     ages = [rng.permutation(count) for count in np.diff(train.indptr)]
-    data = TrainingData(train, np.concatenate(ages).astype(np.int32), texts)
+    attributes = attribute_rows(codes, FIELDS)
+    data = TrainingData(train, np.concatenate(ages).astype(np.int32), texts, attributes)
     read = read_model_settings(signals, {**QUICK, **settings})
     validation = Validation.of(data.binary, held, "")
     blocks, _, newcomers = fit_model(data, validation, read, Metric("ndcg", 5), RUN)
@@ -64,6 +80,7 @@ def fitted(signals=None, texts=TEXTS, **settings):
         item_ids=("[PAD]", *(f"i{item}" for item in range(1, N_ITEMS))),
         item_titles=texts or ("",) * N_ITEMS,
         item_texts=texts if newcomers.encoders else (),
+        item_form=ItemForm("item_id", ("title",) if texts else (), codes),
         known=known,
         age=data.age,
         newcomers=newcomers,
@@ -265,8 +282,73 @@ def test_wide_table_without_weight_says_nothing_of_newcomers(gate):
 def test_only_known_words_count_and_the_rest_is_said(gate):
     with pytest.raises(DataError, match="`intent`: none of its words occurs"):
         serve(gate).recommend_for(intent="чайник")
-    with pytest.raises(DataError, match="`new_item` 2: none of its words occurs"):
+    with pytest.raises(DataError, match="new item `new-2`: none of its words occurs"):
         serve(gate).recommend_for(user="u1", new_items=["coat", "zzz"])
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """A model that reads categories and numbers beside the texts, read back from a folder."""
+    folder = tmp_path_factory.mktemp("told") / "m.tables"
+    write_tables(folder, fitted(codes=CODES))
+    return read_tables(folder)
+
+
+def test_a_new_item_with_a_cold_items_fields_is_scored_as_it_is(told):
+    cold = np.flatnonzero(COLD)
+    news = [{field: values[item] for field, values in FIELDS.items()} for item in cold]
+    found = serve(told).recommend_for(user=["u1", "u2", "u3"], new_items=news, k=N_ITEMS)
+    for user, table in found.groupby("user_id"):
+        score = table.set_index("item_id")["score"]
+        theirs = score[[f"i{item}" for item in cold]].to_numpy()
+        ours = score[[f"new-{number}" for number in range(1, len(cold) + 1)]].to_numpy()
+        np.testing.assert_allclose(ours, theirs, atol=1e-3, err_msg=user)
+
+
+def test_what_is_said_of_a_new_item_beside_its_text_counts(told):
+    # A text that fits no kind, as that of a thing with a name alone.
+    news = [{"title": "model3", "kind": f"kind{kind}", "price": 10 * kind} for kind in range(3)]
+    found = serve(told).recommend_for(user="u3", new_items=[*news, "model3"], k=1)
+    places = found.set_index("item_id")["rank"][[f"new-{number}" for number in range(1, 5)]]
+    assert places.idxmin() == "new-1"  # u3 likes kind 0
+    assert places["new-1"] < places["new-4"]
+
+
+def test_new_items_come_as_a_table_with_ids_of_their_own(told):
+    table = pd.DataFrame(
+        {
+            "SKU": ["n7", None],
+            "Title": [KINDS[0], KINDS[1]],
+            "kind": ["kind0", np.nan],
+            "Price ": [0.0, 10.0],
+            "stock": [1, 2],
+        }
+    )
+    with pytest.warns(DataWarning, match="stock passed over; the model reads title, kind, price"):
+        found = serve(told).recommend_for(user="u3", new_items=table, k=N_ITEMS)
+    as_mappings = serve(told).recommend_for(
+        user="u3",
+        new_items=[
+            {"item_id": "n7", "title": KINDS[0], "kind": "kind0", "price": 0},
+            {"title": KINDS[1], "price": "10"},
+        ],
+        k=N_ITEMS,
+    )
+    pd.testing.assert_frame_equal(found, as_mappings)
+    assert {"n7", "new-1"} < set(found["item_id"])
+
+
+@pytest.mark.parametrize(
+    ("news", "said"),
+    [
+        ([{"item_id": "i3", "title": "coat"}], "new item `i3`: the model knows it"),
+        ([{"item_id": "n", "title": "coat"}] * 2, "new item `n`: it is there twice"),
+        ([{"title": "coat"}, {"kind": "kind1"}], "new item 2 has no text.*reads `title`"),
+    ],
+)
+def test_a_new_item_that_cannot_be_ranked_is_named(told, news, said):
+    with pytest.raises(SettingsError, match=said):
+        serve(told).recommend_for(user="u1", new_items=news)
 
 
 def test_signal_that_is_not_registered_is_named(gate):

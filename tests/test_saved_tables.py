@@ -9,8 +9,10 @@ import pytest
 import scipy.sparse as sp
 
 from recbole_llm import saved_tables
+from recbole_llm.attributes import AttributeCode
 from recbole_llm.errors import DataError
 from recbole_llm.factors import Factors
+from recbole_llm.item_form import ItemForm
 from recbole_llm.newcomers import Newcomers
 from recbole_llm.saved_tables import SavedTables, read_tables, tables_folder, write_tables
 
@@ -48,6 +50,15 @@ def random_tables(seed=0, n_users=N_USERS, n_items=N_ITEMS):
         item_ids=("[PAD]", *(f"i{item}" for item in range(1, n_items))),
         item_titles=("", "café ☕ \ud800", *(f"title {item}" for item in range(2, n_items))),
         item_texts=(),
+        item_form=ItemForm(
+            "item",
+            ("title", "café"),
+            (
+                AttributeCode("genre", True, np.array(["noir", "sci-fi ☕"])),
+                AttributeCode("price", False, np.array([0.5, 2.0])),
+                AttributeCode("alone", False, np.array([], dtype=np.str_)),
+            ),
+        ),
         known=known,
         age=rng.permutation(known.nnz).astype(np.int32),
         newcomers=Newcomers((), 0.0, {}),
@@ -91,6 +102,11 @@ def test_tables_are_read_as_they_were_written(tables, folder, monkeypatch, mappe
         )
     assert_same_rows(read.known, tables.known)
     np.testing.assert_array_equal(read.age, tables.age)
+    form, written = read.item_form, tables.item_form
+    assert (form.id_field, form.text_fields) == (written.id_field, written.text_fields)
+    for code, other in zip(form.attributes, written.attributes, strict=True):
+        assert (code.field, code.is_list) == (other.field, other.is_list)
+        assert_same_rows(code.columns, other.columns)
     for name in ("user_ids", "item_ids", "item_titles", "facts"):
         assert getattr(read, name) == getattr(tables, name)
     np.testing.assert_array_equal(read.item_counts, (tables.known > 0).sum(axis=0).A1)

@@ -214,6 +214,17 @@ def test_intent_and_new_items_are_ranked_at_once_with_their_place(hybrid, tmp_pa
     assert {"new-1", "new-2"} <= set(table[table["user_id"] == "u4"]["item_id"])
 
 
+def test_a_table_of_new_items_is_ranked_by_its_fields(hybrid, tmp_path, capsys):
+    # The data's genres stand in `kind`, which is a category as well as text.
+    (tmp_path / "new.csv").write_text("id,Kind,Title\nn1,steel,Thing 99\nn2,wool,Thing 99\n")
+    base = ["recommend", "--checkpoint", str(hybrid), "--user=u4", "--k=2", "--json"]
+    (answer,) = json.loads(said(capsys, *base, f"--new_items={tmp_path / 'new.csv'}"))
+    places = {new["item_id"]: new["rank"] for new in answer["new_items"]}
+    assert places["n1"] != places["n2"]
+    assert [new["text"] for new in answer["new_items"]] == ["steel. Thing 99", "wool. Thing 99"]
+    assert read_tables(hybrid).item_form.attributes[0].field == "kind"
+
+
 @pytest.mark.parametrize("kind", ["als", "hybrid"])
 def test_exported_vectors_rank_as_the_model_does(kind, request, tmp_path, capsys):
     checkpoint, out = request.getfixturevalue(kind), tmp_path / "vectors"
@@ -272,8 +283,10 @@ REFUSED = [
     (["--user=u4", "--new_item=wool"], "the model ALS encodes no text"),
     (["--user=u4", "--new_item="], "`new_item` 1 is blank"),
     (["--liked", "i3", "i277"], "item `i277` is unknown: the model has been trained on 28 items"),
-    (["--new_item=wool"], "`--new_item` is ranked for somebody"),
-    (["--similar=i3", "--new_item=wool"], "`--new_item` is ranked for somebody"),
+    (["--new_item=wool"], "new items are ranked for somebody: give `--user`"),
+    (["--similar=i3", "--new_item=wool"], "new items are ranked for somebody"),
+    (["--user=u4", "--new_item=wool", "--new_items={tmp}/x.csv"], "goes without `--new_items`"),
+    (["--user=u4", "--new_items={tmp}/x.csv"], "{tmp}/x.csv does not exist"),
     (["--similar=i3", "--liked", "i2"], "give one of `--user ID`"),
     (["--user=u4", "--intent_weight=0.2"], "`--intent_weight` goes with `--intent TEXT`"),
     (["--intent=x", "--intent_weight=2"], "`intent_weight` must be from 0 to 1, got 2"),

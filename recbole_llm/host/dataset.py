@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.utils import FeatureSource, FeatureType
 
-from recbole_llm.attributes import attribute_rows
+from recbole_llm.attributes import AttributeCode, attribute_codes, attributes_of
 from recbole_llm.errors import DataError, SettingsError, did_you_mean
 from recbole_llm.factors import Index
 from recbole_llm.host.config import given_settings, prepare, task_of
+from recbole_llm.item_form import ItemForm
 from recbole_llm.model_settings import ModelSettings
 from recbole_llm.settings import HistorySettings, read_section
 from recbole_llm.text import (
@@ -361,10 +362,26 @@ class TablesDataset(Dataset):
                     f"`item_attribute_fields` is set, but there is no file {self.dataset_name}.item"
                 )
             return None
-        rows, chosen = attribute_rows(table, fields, self.field2id_token[self.iid_field])
-        if chosen:
-            self.logger.info(f"item attributes: {', '.join(chosen)}")
-        return rows
+        ids = self.field2id_token[self.iid_field]
+        codes = attribute_codes(table, fields, ids)
+        if codes:
+            self.logger.info(f"item attributes: {', '.join(code.field for code in codes)}")
+        return attributes_of(table, codes, ids)
+
+    def item_form(self, settings: ModelSettings) -> ItemForm:
+        """What a model with these settings reads of a new item's fields."""
+        if not settings.uses_text:
+            return ItemForm(self.iid_field)
+        table = self._feature_file("item", self.iid_field)
+        if table is None:
+            return ItemForm(self.iid_field)
+        wished = settings.text
+        chosen = text_fields(table) if wished.item_text_fields is None else wished.item_text_fields
+        codes: tuple[AttributeCode, ...] = ()
+        if settings.uses_attributes:
+            ids = self.field2id_token[self.iid_field]
+            codes = attribute_codes(table, wished.item_attribute_fields, ids)
+        return ItemForm(self.iid_field, tuple(chosen), codes)
 
     def item_fields(self, fields: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
         """What :meth:`item_texts` are made of: field -> n_items values, "" where there is none."""

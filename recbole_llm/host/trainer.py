@@ -67,6 +67,7 @@ class _TablesKeeper(Trainer):
             item_ids=tuple(map(str, train.field2id_token[train.iid_field])),
             item_titles=train.item_titles(self.model.settings.text.item_text_fields),
             item_texts=self.model.item_texts,
+            item_form=train.item_form(self.model.settings),
             known=known,
             age=age,
             newcomers=self.model.newcomers,

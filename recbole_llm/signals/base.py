@@ -92,12 +92,19 @@ class Signal(Protocol):
         """
         ...
 
-    def describe(self, factors: Factors, embeddings: Mapping[str, Rows]) -> Rows | None:
-        """Item rows of texts, (n, d), zero where nothing is known of one.
+    def describe(
+        self,
+        factors: Factors,
+        embeddings: Mapping[str, Rows],
+        attributes: sp.csr_matrix | None = None,
+    ) -> Rows | None:
+        """Item rows of texts and attributes, (n, d), zero where nothing is known of one.
 
         Args:
             factors: the signal as it was fitted.
             embeddings: encoder's name -> unit rows (n, d_b) of n texts.
+            attributes: CSR (n, d), unit rows of the same items' attributes, zero where nothing
+                is known; None: of none.
 
         Returns:
             None where the signal does not read texts itself.
@@ -206,7 +213,12 @@ class SingleSignal:
         """The item rows."""
         return factors.items
 
-    def describe(self, factors: Factors, embeddings: Mapping[str, Rows]) -> Rows | None:
+    def describe(
+        self,
+        factors: Factors,
+        embeddings: Mapping[str, Rows],
+        attributes: sp.csr_matrix | None = None,
+    ) -> Rows | None:
         """None: it reads no texts."""
         return None
 

@@ -8,6 +8,7 @@ from itertools import count, islice
 from typing import ClassVar
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 
 from recbole_llm.completion import BIAS_PENALTY, Features, RidgeMap, bias_map, features_of
@@ -192,7 +193,12 @@ class IntentTowerSignal(TowerShape, SingleSignal):
         known = (np.diff(history.weights.indptr) > 0).astype(np.float32)
         return np.c_[intents.numpy(), known, biases.numpy()].astype(np.float32)
 
-    def describe(self, factors: Factors, embeddings: Mapping[str, Rows]) -> Table | None:
+    def describe(
+        self,
+        factors: Factors,
+        embeddings: Mapping[str, Rows],
+        attributes: sp.csr_matrix | None = None,
+    ) -> Table | None:
         """What the item tower says of the texts; None where it was trained without texts."""
         features = self._features(embeddings)
         if features is None or not has_maps(factors.extra):

@@ -101,7 +101,12 @@ class SequenceSignal(SequenceShape, SingleSignal):
         rows = np.asarray(liked, dtype=np.float32)
         return last_states(encoder, rows, sequences(history, is_told(rows)))
 
-    def describe(self, factors: Factors, embeddings: Mapping[str, Rows]) -> Table | None:
+    def describe(
+        self,
+        factors: Factors,
+        embeddings: Mapping[str, Rows],
+        attributes: sp.csr_matrix | None = None,
+    ) -> Table | None:
         """What the network's map says of the texts; None where it was trained without texts."""
         if not has_maps(factors.extra):
             return None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import scipy.sparse as sp
+
 from recbole_llm.completion import is_told
 from recbole_llm.factors import Factors, Rows
 from recbole_llm.settings import RunOptions, Words, setting
@@ -30,7 +32,12 @@ class TextIntentSignal(TextSignal):
             raise SkippedSignal("no item has a text, see `item_text_fields`")
         return folded_in(self, data, rows.copy(), is_told(rows))
 
-    def describe(self, factors: Factors, embeddings: Mapping[str, Rows]) -> Rows:
+    def describe(
+        self,
+        factors: Factors,
+        embeddings: Mapping[str, Rows],
+        attributes: sp.csr_matrix | None = None,
+    ) -> Rows:
         """The embedding itself."""
         (encoder,) = self.encoders
         return embeddings[encoder]

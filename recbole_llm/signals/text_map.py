@@ -19,7 +19,7 @@ from sklearn.preprocessing import normalize as normalize_rows
 from threadpoolctl import threadpool_limits
 from torch.nn.functional import cross_entropy, normalize
 
-from recbole_llm.completion import Features, features_of
+from recbole_llm.completion import Features, features_of, is_told
 from recbole_llm.evaluation import Validation
 from recbole_llm.factors import Factors, Index, Mask, Rows, Table, unit_rows
 from recbole_llm.intent import user_intent
@@ -128,11 +128,21 @@ class TextMapSignal(TextSignal):
             extra[_USUAL] = np.asarray(mean @ learned.weights[-1], dtype=np.float32)
         return folded_in(self, data, learned.rows(features), features.described, extra)
 
-    def describe(self, factors: Factors, embeddings: Mapping[str, Rows]) -> Table:
-        """What the map says of the texts, and of the mean item's attributes."""
-        features = features_of({name: embeddings[name] for name in self.encoders})
-        text_map = TextMap(tuple(factors.extra[name] for name in _names(len(self.encoders))))
-        return text_map.rows(features, factors.extra.get(_USUAL))
+    def describe(
+        self,
+        factors: Factors,
+        embeddings: Mapping[str, Rows],
+        attributes: sp.csr_matrix | None = None,
+    ) -> Table:
+        """What the map says; the mean item's attributes stand in for those that are missing."""
+        texts = {name: embeddings[name] for name in self.encoders}
+        text_map = TextMap(tuple(factors.extra[name] for name in _names(len(texts))))
+        rows = text_map.rows(features_of(texts), factors.extra.get(_USUAL))
+        if attributes is not None and _USUAL in factors.extra:
+            told = is_told(attributes)
+            text_map = TextMap(tuple(factors.extra[name] for name in _names(len(texts) + 1)))
+            rows[told] = text_map.rows(features_of(texts, attributes)[told])
+        return rows
 
     def _learns_from(self, data: TrainingData) -> tuple[Features, sp.csr_matrix]:
         """The items' features, and what each item with a text counts in a user's history."""

@@ -189,3 +189,5 @@ def test_what_attributes_say_is_learned_and_may_be_missing_of_a_newcomer():
     described = signal.describe(rows, told.item_embeddings)
     np.testing.assert_allclose(described[1:-1], unit_rows(np.asarray(expected))[1:-1], atol=1e-4)
     assert not described[[0, -1]].any()
+    whole = signal.describe(rows, told.item_embeddings, told.item_attributes)
+    np.testing.assert_allclose(whole, rows.items, atol=1e-5)

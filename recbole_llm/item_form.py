@@ -1,0 +1,136 @@
+"""What a model reads of an item's fields, so that a new item is read as the known ones were."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import scipy.sparse as sp
+
+from recbole_llm.attributes import AttributeCode, attribute_rows
+from recbole_llm.column_values import is_list_column, plain_name, to_ids, to_strings, words_of_list
+from recbole_llm.completion import is_told
+from recbole_llm.errors import DataWarning, SettingsError
+from recbole_llm.importing import ITEM_NAMES
+from recbole_llm.text import clean, join_sentences
+
+
+@dataclass(frozen=True, eq=False)
+class ItemForm:
+    """The fields of an ``.item`` file that a model reads.
+
+    Attributes:
+        id_field: of the items' ids.
+        text_fields: those that make a text, in their order; none where no text is read.
+        attributes: codes of the categories and numbers; none where none are read.
+    """
+
+    id_field: str
+    text_fields: tuple[str, ...] = ()
+    attributes: tuple[AttributeCode, ...] = ()
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """All fields that are read but for the id, each once."""
+        return tuple(dict.fromkeys([*self.text_fields, *(c.field for c in self.attributes)]))
+
+
+@dataclass(frozen=True, eq=False)
+class NewItems:
+    """Items that came after the fit.
+
+    Attributes:
+        ids: one for each item, "" where it has none.
+        texts: one for each item, never blank.
+        attributes: CSR float32 (n, d) as of the data set's items, zero rows where nothing is
+            known; None where nothing is known of any.
+    """
+
+    ids: tuple[str, ...]
+    texts: tuple[str, ...]
+    attributes: sp.csr_matrix | None
+
+
+def read_new_items(form: ItemForm, given: object) -> NewItems:
+    """New items as a model reads them.
+
+    Args:
+        form: the model's.
+        given: a text, or several; or each item's fields as a mapping, or a table of them, by the
+            names that the data set's file gives them, in any case and with any signs. The id
+            may stand under a name that is well known for one, or be missing.
+
+    Raises:
+        SettingsError: an item has no text.
+    """
+    if isinstance(given, pd.DataFrame):
+        said: list[str | None] = [None] * len(given)
+        frame = given
+    else:
+        items = [given] if isinstance(given, (str, Mapping)) else list(given)  # type: ignore[call-overload]
+        said = [None if isinstance(item, Mapping) else str(item) for item in items]
+        rows = [dict(item) if isinstance(item, Mapping) else {} for item in items]
+        frame = pd.DataFrame(rows, index=range(len(rows)), dtype=object)
+    if not said:
+        return NewItems((), (), None)
+    names = _matched(form, list(frame.columns))
+    columns = {field: _words(frame[name]) for field, name in names.items() if field}
+    texts = []
+    for row, text in enumerate(said):
+        values = [columns[field][row] for field in form.text_fields if field in columns]
+        texts.append(clean(text) if text is not None else join_sentences(values))
+        if not texts[-1]:
+            raise SettingsError(_blank(form, row, text))
+    n_items = len(said)
+    untold = [""] * n_items
+    attributes = attribute_rows(
+        form.attributes, {c.field: columns.get(c.field, untold) for c in form.attributes}
+    )
+    if attributes is not None and not is_told(attributes).any():
+        attributes = None
+    ids = to_ids(frame[names[""]]).tolist() if "" in names else untold
+    return NewItems(tuple(ids), tuple(texts), attributes)
+
+
+def _matched(form: ItemForm, columns: Sequence[object]) -> dict[str, object]:
+    """Field -> the column that holds it, the id's under "".
+
+    What no field is found for is passed over with a word.
+    """
+    exact = {str(column): column for column in columns}
+    # Of columns that are alike the first.
+    plain = {plain_name(str(column)): column for column in reversed(columns)}
+    places = {field: exact.get(field, plain.get(plain_name(field))) for field in form.fields}
+    found = {field: column for field, column in places.items() if column is not None}
+    left = [column for column in columns if column not in found.values()]
+    of_ids = {plain_name(str(column)): column for column in reversed(left)}
+    named = [plain_name(form.id_field), *ITEM_NAMES, "id"]
+    ids = exact.get(form.id_field, next((of_ids[name] for name in named if name in of_ids), None))
+    if ids is not None:
+        found[""] = ids
+    unread = [str(column) for column in left if column != ids]
+    if unread:
+        warnings.warn(
+            f"new items: {', '.join(unread)} passed over; the model reads "
+            f"{', '.join(form.fields) or 'no field'}",
+            DataWarning,
+            stacklevel=2,
+        )
+    return found
+
+
+def _words(values: pd.Series) -> list[str]:
+    """A column as the importer writes it, cleaned."""
+    strings = to_strings(values)
+    if is_list_column(values, strings):
+        strings = strings.map(words_of_list)
+    return [clean(value) for value in strings]
+
+
+def _blank(form: ItemForm, row: int, text: str | None) -> str:
+    if text is not None:
+        return f"`new_item` {row + 1} is blank; say in words what it is"
+    read = ", ".join(f"`{field}`" for field in form.text_fields) or "no field"
+    return f"new item {row + 1} has no text: of its fields the model reads {read}"
