@@ -173,6 +173,9 @@ def ahead(pairs):
     Args:
         pairs: our places and theirs, one pair for each seed.
     """
+    pairs = list(pairs)
+    if len({len(row) for pair in pairs for row in pair}) > 1:
+        raise SystemExit("cells of one data set rank for different users; make them anew")
     differences = np.mean([gains(ours) - gains(theirs) for ours, theirs in pairs], axis=0)
     rng = np.random.default_rng(0)
     means = [rng.choice(differences, len(differences)).mean() for _ in range(2000)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 
@@ -80,9 +81,10 @@ class Recency:
         part = dataclasses.replace(factors, users=rows, offset=factors.offset[self.users])
         return evaluate([standardise(part)], self.judged, self.metric, self.run.device)
 
-    def best_decay(self, signal: SomeSignal, factors: Factors) -> float:
-        """The decay of the highest value, among a few."""
-        return max((1.0, *_DECAYS), key=lambda decay: self.value(signal, factors, decay))
+    def best_decay(self, signal: SomeSignal, factors: Factors) -> tuple[float, float]:
+        """The decay of the highest value, among a few, and that value."""
+        values = {decay: self.value(signal, factors, decay) for decay in (1.0, *_DECAYS)}
+        return max(values.items(), key=itemgetter(1))
 
 
 def choose_decay(
@@ -109,5 +111,6 @@ def choose_decay(
     recency = Recency.of(signal, data, validation, metric, run)
     if recency is None:
         return signal, factors
-    chosen = with_settings(signal, {"history_decay": recency.best_decay(signal, factors)})
+    decay, _ = recency.best_decay(signal, factors)
+    chosen = with_settings(signal, {"history_decay": decay})
     return chosen, by_recency(chosen, factors, data)

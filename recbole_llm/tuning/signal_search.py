@@ -88,8 +88,9 @@ def search_signal(
         candidate, factors = fit_cached(candidate, data, run)
         if recency is None:
             value = evaluate([standardise(factors)], sample, metric, run.device)
+        elif decay is None:
+            decay, value = recency.best_decay(candidate, factors)
         else:
-            decay = decay or recency.best_decay(candidate, factors)
             value = recency.value(candidate, factors, decay)
         if best is None or value > best.value:
             best = Found(candidate, factors, value, n_trials)
