@@ -20,6 +20,7 @@ from recbole_llm.errors import DataError, DataWarning, SettingsError
 from recbole_llm.factors import Factors
 from recbole_llm.serving import VISITOR, Recommender, best_and_new
 from recbole_llm.table_files import read_table
+from recbole_llm.text import read_feature_table
 from recbole_llm.vectors import compact_vectors
 from recbole_llm.whole_file import whole_file
 
@@ -65,7 +66,8 @@ def add_recommend_arguments(parser: argparse.ArgumentParser) -> None:
         "--new_items",
         type=Path,
         metavar="FILE",
-        help="a table of such items: CSV, TSV, Parquet or JSON lines with the .item file's fields",
+        help="a table of such items, CSV, TSV, Parquet or JSON lines with the .item file's fields, "
+        "or another .item file",
     )
     parser.add_argument("--similar", metavar="ITEM", help="list items that suit the same users")
     parser.add_argument("--k", type=int, default=10, help="length of a list (default: %(default)s)")
@@ -143,7 +145,9 @@ def _recommend_for(
 ) -> int:
     """Lists for somebody who comes with more than a user's id."""
     weight = {} if args.intent_weight is None else {"intent_weight": args.intent_weight}
-    news = args.new_item if args.new_items is None else read_table(args.new_items).frame
+    news = args.new_item
+    if args.new_items is not None:
+        news = _new_items(args.new_items, recommender.tables.item_form.id_field)
     asked = recommender.for_newcomers(
         user=args.user, liked=args.liked, intent=args.intent, new_items=news, **weight
     )
@@ -165,6 +169,14 @@ def _recommend_for(
     lists = {user: table[table["rank"] <= args.k] for user, table in by_user.items()}
     _print_lists("user", lists, asked, as_json=args.json, about=about, news=news)
     return 0
+
+
+def _new_items(file: Path, id_field: str) -> pd.DataFrame:
+    """A table of new items, or RecBole's own kind of file."""
+    if file.suffix != ".item":
+        return read_table(file).frame
+    table = read_feature_table(file, id_field=id_field)
+    return pd.DataFrame({id_field: table.ids, **table.columns})
 
 
 def _new_item_places(ranking: pd.DataFrame, asked: Recommender) -> list[dict[str, Any]]:

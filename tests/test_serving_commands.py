@@ -214,11 +214,22 @@ def test_intent_and_new_items_are_ranked_at_once_with_their_place(hybrid, tmp_pa
     assert {"new-1", "new-2"} <= set(table[table["user_id"] == "u4"]["item_id"])
 
 
-def test_a_table_of_new_items_is_ranked_by_its_fields(hybrid, tmp_path, capsys):
-    # The data's genres stand in `kind`, which is a category as well as text.
-    (tmp_path / "new.csv").write_text("id,Kind,Title\nn1,steel,Thing 99\nn2,wool,Thing 99\n")
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("new.csv", "id,Kind,Title\nn1,steel,Thing 99\nn2,wool,Thing 99\n"),
+        (
+            "new.item",
+            "item_id:token\tkind:token_seq\ttitle:token_seq\n"
+            "n1\tsteel\tThing 99\nn2\twool\tThing 99\n",
+        ),
+    ],
+)
+def test_a_table_of_new_items_is_ranked_by_its_fields(hybrid, tmp_path, capsys, file, text):
+    # `kind` is a category as well as text.
+    (tmp_path / file).write_text(text)
     base = ["recommend", "--checkpoint", str(hybrid), "--user=u4", "--k=2", "--json"]
-    (answer,) = json.loads(said(capsys, *base, f"--new_items={tmp_path / 'new.csv'}"))
+    (answer,) = json.loads(said(capsys, *base, f"--new_items={tmp_path / file}"))
     places = {new["item_id"]: new["rank"] for new in answer["new_items"]}
     assert places["n1"] != places["n2"]
     assert [new["text"] for new in answer["new_items"]] == ["steel. Thing 99", "wool. Thing 99"]
