@@ -11,7 +11,6 @@ import scipy.sparse as sp
 
 from recbole_llm.attributes import AttributeCode, attribute_rows
 from recbole_llm.column_values import is_list_column, plain_name, to_ids, to_strings, words_of_list
-from recbole_llm.completion import is_told
 from recbole_llm.errors import DataWarning, SettingsError
 from recbole_llm.importing import ITEM_NAMES
 from recbole_llm.text import clean, join_sentences
@@ -75,27 +74,26 @@ def read_new_items(form: ItemForm, given: object) -> NewItems:
         frame = pd.DataFrame(rows, index=range(len(rows)), dtype=object)
     if not said:
         return NewItems((), (), None)
-    names = _matched(form, list(frame.columns))
-    columns = {field: _words(frame[name]) for field, name in names.items() if field}
-    texts = []
-    for row, text in enumerate(said):
-        values = [columns[field][row] for field in form.text_fields if field in columns]
-        texts.append(clean(text) if text is not None else join_sentences(values))
-        if not texts[-1]:
-            raise SettingsError(_blank(form, row, text))
-    n_items = len(said)
-    untold = [""] * n_items
-    attributes = attribute_rows(
-        form.attributes, {c.field: columns.get(c.field, untold) for c in form.attributes}
-    )
-    if attributes is not None and not is_told(attributes).any():
+    columns, ids = _matched(form, list(frame.columns))
+    untold = [""] * len(said)
+    values = dict.fromkeys(form.fields, untold)
+    values |= {field: _words(frame[column]) for field, column in columns.items()}
+    texts = [
+        join_sentences([values[field][row] for field in form.text_fields])
+        if text is None
+        else clean(text)
+        for row, text in enumerate(said)
+    ]
+    if "" in texts:
+        raise SettingsError(_blank(form, texts.index(""), said))
+    attributes = attribute_rows(form.attributes, values)
+    if attributes is not None and not attributes.nnz:
         attributes = None
-    ids = to_ids(frame[names[""]]).tolist() if "" in names else untold
-    return NewItems(tuple(ids), tuple(texts), attributes)
+    return NewItems(tuple(untold if ids is None else to_ids(frame[ids])), tuple(texts), attributes)
 
 
-def _matched(form: ItemForm, columns: Sequence[object]) -> dict[str, object]:
-    """Field -> the column that holds it, the id's under "".
+def _matched(form: ItemForm, columns: Sequence[object]) -> tuple[dict[str, object], object]:
+    """Field -> the column that holds it, and the column of the ids, or None.
 
     What no field is found for is passed over with a word.
     """
@@ -105,11 +103,9 @@ def _matched(form: ItemForm, columns: Sequence[object]) -> dict[str, object]:
     places = {field: exact.get(field, plain.get(plain_name(field))) for field in form.fields}
     found = {field: column for field, column in places.items() if column is not None}
     left = [column for column in columns if column not in found.values()]
-    of_ids = {plain_name(str(column)): column for column in reversed(left)}
+    plain = {plain_name(str(column)): column for column in reversed(left)}
     named = [plain_name(form.id_field), *ITEM_NAMES, "id"]
-    ids = exact.get(form.id_field, next((of_ids[name] for name in named if name in of_ids), None))
-    if ids is not None:
-        found[""] = ids
+    ids = exact.get(form.id_field, next((plain[name] for name in named if name in plain), None))
     unread = [str(column) for column in left if column != ids]
     if unread:
         warnings.warn(
@@ -118,7 +114,7 @@ def _matched(form: ItemForm, columns: Sequence[object]) -> dict[str, object]:
             DataWarning,
             stacklevel=2,
         )
-    return found
+    return found, ids
 
 
 def _words(values: pd.Series) -> list[str]:
@@ -129,8 +125,8 @@ def _words(values: pd.Series) -> list[str]:
     return [clean(value) for value in strings]
 
 
-def _blank(form: ItemForm, row: int, text: str | None) -> str:
-    if text is not None:
+def _blank(form: ItemForm, row: int, said: Sequence[str | None]) -> str:
+    if said[row] is not None:
         return f"`new_item` {row + 1} is blank; say in words what it is"
     read = ", ".join(f"`{field}`" for field in form.text_fields) or "no field"
     return f"new item {row + 1} has no text: of its fields the model reads {read}"
