@@ -8,7 +8,7 @@ class OutOfTime(Exception):
 
 
 def fit_within(trainer, train, valid, started, seconds):
-    """Fit until early stopping, or until the epoch in which the time ends.
+    """Fit until early stopping, or until the time ends, which may be within an epoch.
 
     Args:
         trainer: RecBole's; it saves its best epoch.
@@ -20,15 +20,32 @@ def fit_within(trainer, train, valid, started, seconds):
     Returns:
         Seconds since the start and validation score of each epoch, and whether it was cut off.
     """
-    epochs = []
+    epochs, deadline = [], started + seconds
 
     def after_epoch(epoch, score):
         epochs.append([perf_counter() - started, float(score)])
-        if perf_counter() - started > seconds:
+        if perf_counter() > deadline:
             raise OutOfTime
 
+    end_by(train, deadline)
     try:
         trainer.fit(train, valid, saved=True, show_progress=False, callback_fn=after_epoch)
     except OutOfTime:
         return epochs, True
     return epochs, False
+
+
+def end_by(loader, deadline):
+    """Let a loader's round end with the time: what was learned so far is worth a look.
+
+    The first batch always comes, so that there is a loss.
+    """
+
+    class Ending(type(loader)):
+        def __iter__(self):
+            for number, batch in enumerate(super().__iter__()):
+                if number and perf_counter() > deadline:
+                    return
+                yield batch
+
+    loader.__class__ = Ending

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from benchmarks import readme
 from benchmarks.compare import cells, data, grid, growth, measure, paired, report, text_stand_ins
 from benchmarks.compare.__main__ import main
 from benchmarks.compare.collected import Collected
+from benchmarks.timed_training import end_by
 from recbole_llm.cold_metrics import RankingCollector
 from recbole_llm.encoders import EncoderOptions
 from recbole_llm.testing.encoders import check_encoder
@@ -478,3 +480,11 @@ def test_no_number_of_the_report_is_typed_by_hand():
     assert report.text_of(collected, COMMITTED, file.parent) == file.read_text()
     text = readme.FILE.read_text()
     assert readme.with_table(text, "compare", report.readme_lines(collected)) == text
+
+
+@pytest.mark.parametrize(("seconds", "n_batches"), [(-1, 1), (60, 5)])
+def test_a_round_of_training_ends_with_its_time_and_learns_at_least_once(seconds, n_batches):
+    loader = torch.utils.data.DataLoader(range(10), batch_size=2)
+    end_by(loader, perf_counter() + seconds)
+    assert [len(batch) for batch in loader] == [2] * n_batches
+    assert len(loader) == 5
