@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +77,21 @@ def _one_string(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)
+
+
+def to_texts(values: pd.Series) -> pd.Series:
+    """Writes any column as texts.
+
+    Args:
+        values: any type.
+
+    Returns:
+        Strings of single blanks with the same index, ``""`` for missing; lists become their words.
+    """
+    plain = clean_white_space(to_strings(values))
+    if is_list_column(values, plain):
+        plain = clean_white_space(plain.map(words_of_list))
+    return plain
 
 
 def to_numbers(values: pd.Series) -> pd.Series:
@@ -238,6 +254,12 @@ def feature_type(values: pd.Series, name: str) -> FieldType | None:
     return (
         "token" if repeated and filled.str.len().max() <= CATEGORY_MAX_CHARACTERS else "token_seq"
     )
+
+
+def column_called(known: Iterable[str], columns: Sequence[str]) -> str | None:
+    """The column with the best of some plain names; of columns that are alike the first."""
+    plain = {plain_name(column): column for column in reversed(columns)}
+    return next((plain[name] for name in known if name in plain), None)
 
 
 def plain_name(name: str) -> str:

@@ -32,14 +32,14 @@ from recbole_llm.atomic_files import (
 )
 from recbole_llm.column_values import (
     Times,
+    column_called,
     feature_type,
-    is_list_column,
     plain_name,
     to_ids,
     to_numbers,
     to_strings,
+    to_texts,
     to_times,
-    words_of_list,
 )
 from recbole_llm.errors import DataError, SettingsError, did_you_mean
 from recbole_llm.table_files import Table, count, read_table
@@ -277,8 +277,7 @@ def _optional_column(
         return Column(given, given=True)
     if given == "":
         return None
-    plain = {plain_name(name): name for name in reversed(names) if name not in but}
-    found = next((plain[name] for name in known if name in plain), None)
+    found = column_called(known, [name for name in names if name not in but])
     return None if found is None else Column(found, given=False)
 
 
@@ -540,10 +539,8 @@ def _mended_tokens(values: pd.Series, name: str) -> tuple[pd.Series, list[str]]:
 
 
 def _mended_texts(values: pd.Series, name: str) -> tuple[pd.Series, list[str]]:
-    plain = clean_white_space(to_strings(values))
+    plain = to_texts(values)
     notes = []
-    if is_list_column(values, plain):
-        plain = clean_white_space(plain.map(words_of_list))
     texts = mend_texts(plain)
     emptied = plain[(plain != "") & (texts == "")]
     if len(emptied):

@@ -10,7 +10,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from recbole_llm.attributes import AttributeCode, attribute_rows
-from recbole_llm.column_values import is_list_column, plain_name, to_ids, to_strings, words_of_list
+from recbole_llm.column_values import column_called, plain_name, to_ids, to_texts
 from recbole_llm.errors import DataWarning, SettingsError
 from recbole_llm.importing import ITEM_NAMES
 from recbole_llm.text import clean, join_sentences
@@ -74,10 +74,12 @@ def read_new_items(form: ItemForm, given: object) -> NewItems:
         frame = pd.DataFrame(rows, index=range(len(rows)), dtype=object)
     if not said:
         return NewItems((), (), None)
+    frame = frame.rename(columns=str)
     columns, ids = _matched(form, list(frame.columns))
     untold = [""] * len(said)
     values = dict.fromkeys(form.fields, untold)
-    values |= {field: _words(frame[column]) for field, column in columns.items()}
+    for field, column in columns.items():
+        values[field] = [clean(value) for value in to_texts(frame[column])]
     texts = [
         join_sentences([values[field][row] for field in form.text_fields])
         if text is None
@@ -92,21 +94,15 @@ def read_new_items(form: ItemForm, given: object) -> NewItems:
     return NewItems(tuple(untold if ids is None else to_ids(frame[ids])), tuple(texts), attributes)
 
 
-def _matched(form: ItemForm, columns: Sequence[object]) -> tuple[dict[str, object], object]:
-    """Field -> the column that holds it, and the column of the ids, or None.
+def _matched(form: ItemForm, columns: Sequence[str]) -> tuple[dict[str, str], str | None]:
+    """Field -> the column that holds it, and the column of the ids.
 
     What no field is found for is passed over with a word.
     """
-    exact = {str(column): column for column in columns}
-    # Of columns that are alike the first.
-    plain = {plain_name(str(column)): column for column in reversed(columns)}
-    places = {field: exact.get(field, plain.get(plain_name(field))) for field in form.fields}
-    found = {field: column for field, column in places.items() if column is not None}
+    found = {field: column for field in form.fields if (column := _column_of(field, columns))}
     left = [column for column in columns if column not in found.values()]
-    plain = {plain_name(str(column)): column for column in reversed(left)}
-    named = [plain_name(form.id_field), *ITEM_NAMES, "id"]
-    ids = exact.get(form.id_field, next((plain[name] for name in named if name in plain), None))
-    unread = [str(column) for column in left if column != ids]
+    ids = _column_of(form.id_field, left) or column_called((*ITEM_NAMES, "id"), left)
+    unread = [column for column in left if column != ids]
     if unread:
         warnings.warn(
             f"new items: {', '.join(unread)} passed over; the model reads "
@@ -117,12 +113,8 @@ def _matched(form: ItemForm, columns: Sequence[object]) -> tuple[dict[str, objec
     return found, ids
 
 
-def _words(values: pd.Series) -> list[str]:
-    """A column as the importer writes it, cleaned."""
-    strings = to_strings(values)
-    if is_list_column(values, strings):
-        strings = strings.map(words_of_list)
-    return [clean(value) for value in strings]
+def _column_of(field: str, columns: Sequence[str]) -> str | None:
+    return field if field in columns else column_called([plain_name(field)], columns)
 
 
 def _blank(form: ItemForm, row: int, said: Sequence[str | None]) -> str:

@@ -260,10 +260,7 @@ def _item_form(fields: Mapping[str, Any]) -> ItemForm:
 def _newcomers(fields: Mapping[str, Any], place: Path) -> Newcomers:
     signals = []
     for signal in fields["signals"]:
-        ridges = {
-            name: signal[name] and _build(RidgeMap, signal[name])
-            for name in ("ridge", "told_ridge")
-        }
+        ridges = {name: signal[name] and _build(RidgeMap, signal[name]) for name in _RIDGES}
         signals.append(_build(LearnedSignal, {**signal, **ridges}))
     # Beside the tables wherever they are by now.
     tuned = {spec: str(place / name) for spec, name in fields.get("tuned", {}).items()}

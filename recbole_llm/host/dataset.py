@@ -347,7 +347,7 @@ class TablesDataset(Dataset):
                 f"no file {self.dataset_name}.item in {self.dataset_path}: no item has a text"
             )
             return ()
-        chosen = text_fields(table) if fields is None else fields
+        chosen = _fields_of_texts(table, fields)
         ids = self.field2id_token[self.iid_field]
         self.logger.info(f"item text fields: {', '.join(chosen) or 'none is text-like'}")
         return tuple(compose(table, chosen, ids))
@@ -370,25 +370,22 @@ class TablesDataset(Dataset):
 
     def item_form(self, settings: ModelSettings) -> ItemForm:
         """What a model with these settings reads of a new item's fields."""
-        if not settings.uses_text:
-            return ItemForm(self.iid_field)
-        table = self._feature_file("item", self.iid_field)
+        table = self._feature_file("item", self.iid_field) if settings.uses_text else None
         if table is None:
             return ItemForm(self.iid_field)
-        wished = settings.text
-        chosen = text_fields(table) if wished.item_text_fields is None else wished.item_text_fields
         codes: tuple[AttributeCode, ...] = ()
         if settings.uses_attributes:
             ids = self.field2id_token[self.iid_field]
-            codes = attribute_codes(table, wished.item_attribute_fields, ids)
-        return ItemForm(self.iid_field, tuple(chosen), codes)
+            codes = attribute_codes(table, settings.text.item_attribute_fields, ids)
+        texts = _fields_of_texts(table, settings.text.item_text_fields)
+        return ItemForm(self.iid_field, texts, codes)
 
     def item_fields(self, fields: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
         """What :meth:`item_texts` are made of: field -> n_items values, "" where there is none."""
         table = self._feature_file("item", self.iid_field)
         if table is None:
             return {}
-        chosen = text_fields(table) if fields is None else fields
+        chosen = _fields_of_texts(table, fields)
         rows = values_of(table, chosen, self.field2id_token[self.iid_field])
         return {
             field: tuple(row[number] if row else "" for row in rows)
@@ -427,6 +424,11 @@ class TablesDataset(Dataset):
             )
         ids = self.field2id_token[self.uid_field]
         return tuple(compose(table, fields, ids, setting="user_text_fields"))
+
+
+def _fields_of_texts(table: FeatureTable, wished: Sequence[str] | None) -> tuple[str, ...]:
+    """The fields that make an item's text: those wished for, else every text-like one."""
+    return text_fields(table) if wished is None else tuple(wished)
 
 
 def _column(parts: Sequence[TablesDataset], field: str) -> Index:
