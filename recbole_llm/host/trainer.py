@@ -83,8 +83,24 @@ class _TablesKeeper(Trainer):
         )
 
 
+class _NoOptimizer:
+    """What a checkpoint keeps where no gradient is taken: nothing.
+
+    torch's optimizers load its compiler, which takes longer than fitting a small model.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """There is no state; older checkpoints have that of an optimizer that never stepped."""
+
+
 class TablesTrainer(_TablesKeeper, TraditionalTrainer):
     """One epoch, in which the tables are fitted."""
+
+    def _build_optimizer(self, **kwargs: Any) -> _NoOptimizer:
+        return _NoOptimizer()
 
     def _train_epoch(self, *args: Any, **kwargs: Any) -> float:
         self.model.fit(*self._parts)

@@ -69,6 +69,7 @@ def test_recboles_own_functions_run_and_reload_the_model_in_a_fresh_process(tmp_
         "r = run_recbole(model='HybridFusion', dataset='ml-100k',"
         " config_dict={'signals': 'als,popularity', 'signal_search_trials': 1,"
         " 'show_progress': False})\n"
+        "assert 'torch._dynamo' not in sys.modules, 'a second of each start'\n"
         "print(r['test_result']['ndcg@10'])\n"
     )
     reload = (
