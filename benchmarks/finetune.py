@@ -32,7 +32,11 @@ COLD = {
     "frozen, mean": ("IntentTower", [{"user_tower": "mean"}]),
     "frozen, no identities": ("IntentTower", [{"intent_tower_identities": False}]),
     "last_n": ("IntentTower", [{"finetune": "last_n", **tuned} for tuned in TUNED]),
-    "lora": ("IntentTower", [{"finetune": "lora", **TUNED[-1], "epochs": 3}]),
+    # Small matrices that start from nothing take greater steps than pretrained ones.
+    "lora": (
+        "IntentTower",
+        [{"finetune": "lora", "finetune_learning_rate": 1e-3, "epochs": 4}],
+    ),
     "full": ("IntentTower", [{"finetune": "full", **TUNED[0], "epochs": 3}]),
     "LightFM": (
         "LightFM",

@@ -51,9 +51,9 @@ class FinetuneSettings:
     )
     learning_rate: float = setting(
         3e-5,
-        "Step of Adam for the encoder's top layer.",
+        "Step of Adam for the encoder's top layer; LoRA's matrices take greater ones, like 0.001.",
         above=0.0,
-        search=Search(5e-6, 2e-4, log=True),
+        search=Search(5e-6, 2e-3, log=True),
     )
     layer_decay: float = setting(
         0.8, "What a layer's step is of the one above it.", above=0.0, at_most=1.0

@@ -198,6 +198,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    # Read by libraries when they are first loaded, in the processes of fits.
+    # Read by libraries and by Python when they are first loaded, in the processes of fits.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    paths = (str(ROOT), os.environ.get("PYTHONPATH"))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     sys.exit(main(sys.argv[1:]))

@@ -1,7 +1,8 @@
 """Cells: a model on a data set, a protocol and a seed; one JSON file and its users' values each.
 
-Every fit is a process of its own, so that its memory is its own and the cap can end it. On the
-first seed Optuna's TPE proposes settings, the authors' first; other seeds fit the best of them.
+Every fit is a process of its own, so that its memory is its own and the cap can end it; it is
+forked from one that has done the imports and nothing else. On the first seed Optuna's TPE proposes
+settings, the authors' first; other seeds fit the best of them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -26,13 +26,12 @@ import numpy as np
 import optuna
 import psutil
 
-from benchmarks import command
-from benchmarks.compare import grid
+from benchmarks.compare import fit_process, grid
 from benchmarks.compare.data import Place
 from recbole_llm.tuning.spaces import Space
 
 #: Of a cell's file, and of how cells are measured: another number, another table.
-FORMAT = 1
+FORMAT = 2
 ROOT = Path(__file__).parents[2]
 # A fit that looks at the clock after each epoch ends by itself; others are ended after this.
 _GRACE = 120.0
@@ -211,16 +210,9 @@ class Bench:
         if protocol.cold and knows_cold(cell.model) and name != grid.OURS:
             values |= {"cold_eval": True, "valid_metric": f"{protocol.slice_name}_NDCG@10"}
         values |= {**entry.fixed, **settings}
-        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         try:
-            return command.run(
-                values,
-                folder,
-                ("-m", "benchmarks.compare.fit"),
-                timeout=seconds + _GRACE,
-                environment={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
-            )
-        except subprocess.TimeoutExpired:
+            return fit_process.run(values, folder, seconds + _GRACE)
+        except TimeoutError:
             raise FitFailed(f"cut off after {(seconds + _GRACE) / 60:.0f} minutes") from None
         except RuntimeError as error:
             raise FitFailed(last_line(str(error))) from None
@@ -279,7 +271,7 @@ def fill(bench: Bench, cell: Cell, first_seed: int) -> dict[str, Any]:
                 raise FitFailed(f"not installed: {entry.needs}")
             found, users = _best(bench, cell, first_seed, facts, Path(folder))
             facts |= found
-        except (FitFailed, subprocess.CalledProcessError, OSError) as error:
+        except (FitFailed, OSError) as error:
             facts["failed"] = last_line(str(error))
         facts["wall_seconds"] = perf_counter() - start
         bench.results.write(cell.stem, facts, users)

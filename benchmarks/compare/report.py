@@ -206,7 +206,7 @@ def _speed(collected: Collected) -> Iterator[str]:
             ours = mean_of(first_seed(models[grid.OURS]), "tuning_seconds")
             until, alone = _until_best(next(iter(models["LightGCN"].values())))
             yield from paragraph(
-                f"{dataset}: HybridFusion's run, its tuning and all imports included, takes "
+                f"{dataset}: HybridFusion's run, its tuning included, takes "
                 f"{seconds(ours)} s; LightGCN's fits up to its best take {seconds(until)} s "
                 f"(ratio {ours / until:.2f}), that one alone {seconds(alone)} s "
                 f"(ratio {ours / alone:.2f})."
@@ -322,8 +322,9 @@ def _spent(collected: Collected, key: Key) -> Iterator[str]:
         )
     yield from table(head, rows)
     yield from paragraph(
-        "Tuning: all fits of the first seed with the start of their processes. Texts are encoded "
-        "once for all models, by the one that needs them first."
+        "Tuning: all fits of the first seed, each a process that reads the data and ranks both "
+        "parts; imports, which all share, aside. Texts are encoded once for all models, by the "
+        "one that needs them first."
     )
 
 
