@@ -20,6 +20,10 @@ from sklearn.preprocessing import normalize
 from recbole_llm.errors import SettingsError
 from recbole_llm.text import FeatureTable, attribute_fields, values_of
 
+#: So often a step of training does without an item's attributes: the text learns to stand in for
+#: them, since newcomers may come with a text alone (Volkovs, Yu, Poutanen, "DropoutNet", 2017).
+LEFT_OUT = 0.5
+
 _KNOTS = 8
 # A field of these is of numbers, though RecBole's bundled data call it a token; other whole numbers
 # may be codes.

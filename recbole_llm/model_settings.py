@@ -148,7 +148,7 @@ def sequence_keys() -> list[Key]:
 
 def tower_keys() -> list[Key]:
     """The flat keys of the tower as a model; how it is trained, RecBole's own keys say."""
-    described = [*_text_keys(attributes=False), *section_keys("history", HistorySettings)]
+    described = [*_text_keys(attributes=True), *section_keys("history", HistorySettings)]
     shape = section_keys("intent_tower", TowerShape, prefix="intent_tower_")
     ranked = section_keys("ranking", RankingSettings)
     tuned = section_keys("finetune", FinetuneSettings, prefix="finetune_")

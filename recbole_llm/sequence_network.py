@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -26,7 +27,8 @@ from torch.nn.functional import (
     scaled_dot_product_attention,
 )
 
-from recbole_llm.completion import Features
+from recbole_llm.attributes import LEFT_OUT
+from recbole_llm.completion import Features, is_told
 from recbole_llm.errors import SettingsError
 from recbole_llm.factors import Index, Mask, Rows, Table, unit_rows
 from recbole_llm.settings import setting
@@ -227,10 +229,10 @@ class SequenceEncoder(nn.Module):
 
 
 class ItemRows(nn.Module):
-    """Unit rows of items: a linear map of their text, plus a row of their own.
+    """Unit rows of items: a linear map of text and attributes, plus a row of their own.
 
     Args:
-        features: of the items' texts; None: an item is its own row alone.
+        features: of the items; None: an item is its own row alone.
         n_items: rows, padding included.
         dimensions: width of the rows.
         identity_dropout: share of the items whose own row is dropped in training.
@@ -261,7 +263,7 @@ class ItemRows(nn.Module):
         self.chosen = np.zeros(n_items, dtype=np.int64)
         # A random projection keeps cosines: the map starts from what the texts have in common.
         self.maps = nn.ParameterList(
-            torch.randn(block.shape[1], d) / math.sqrt(d) for block in self.features.blocks
+            torch.randn(table.shape[1], d) / math.sqrt(d) for table in self.features.tables
         )
         # A text begins alone, and an item that is never trained on has nothing beside it.
         has_text = torch.from_numpy(self.features.described)[:, None]
@@ -271,8 +273,8 @@ class ItemRows(nn.Module):
         """Those whose gradients hold the rows in use alone."""
         if not self.sparse:
             return []
-        blocks = zip(self.features.blocks, self.maps, strict=True)
-        return [self.own, *(table for block, table in blocks if not isinstance(block, np.ndarray))]
+        tables = zip(self.features.tables, self.maps, strict=True)
+        return [self.own, *(w for table, w in tables if not isinstance(table, np.ndarray))]
 
     def forward(self, items: Index, vectors: torch.Tensor | None = None) -> torch.Tensor:
         """Rows, float32 (len(items), d), on the parameters' device.
@@ -292,11 +294,14 @@ class ItemRows(nn.Module):
             has_text = torch.from_numpy(features.described).to(device)
             dropped = has_text & (torch.rand(len(items), device=device) < self.identity_dropout)
             rows = rows * ~dropped[:, None]
-        for number, (block, weights) in enumerate(zip(features.blocks, self.maps, strict=True)):
+        for number, (table, weights) in enumerate(zip(features.tables, self.maps, strict=True)):
             if vectors is not None and number == 0:
                 rows = rows + vectors @ weights
-            else:
-                rows = rows + product(block, weights, sparse=self.sparse)
+                continue
+            if self.training and table is features.attributes:
+                kept = torch.rand(len(items)) >= LEFT_OUT
+                table = (sp.diags(kept.numpy().astype(np.float32)) @ table).tocsr()
+            rows = rows + product(table, weights, sparse=self.sparse)
         return normalize(rows, dim=-1) if self.unit else rows
 
 
@@ -426,10 +431,29 @@ def has_maps(arrays: Mapping[str, Rows]) -> bool:
     return f"{_MAP}0" in arrays
 
 
-def rows_of_texts(arrays: Mapping[str, Rows], features: Features, *, unit: bool = True) -> Table:
-    """Item rows by a network's :meth:`~SequenceNetwork.arrays`, float32 (n, d), unit or zero."""
-    maps = [np.asarray(arrays[f"{_MAP}{number}"]) for number in range(len(features.blocks))]
-    rows = features.product(maps)
+def rows_of_texts(
+    arrays: Mapping[str, Rows],
+    features: Features,
+    *,
+    usual: Rows | None = None,
+    unit: bool = True,
+) -> Table:
+    """Item rows by a network's :meth:`~SequenceNetwork.arrays`, float32 (n, d), unit or zero.
+
+    Args:
+        arrays: of the network.
+        features: of n texts, and of their items' attributes where they are known.
+        usual: float32 (d,), what stands for attributes that are missing; None: nothing does.
+        unit: whether the rows have length 1.
+    """
+    rows = features.product(
+        np.asarray(arrays[f"{_MAP}{number}"]) for number in range(len(features.tables))
+    )
+    if usual is not None:
+        missing = features.described.copy()
+        if features.attributes is not None:
+            missing &= ~is_told(features.attributes)
+        rows[missing] += np.asarray(usual)
     return unit_rows(rows) if unit else rows
 
 

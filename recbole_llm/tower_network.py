@@ -1,11 +1,11 @@
 """The two towers: items from their texts, users from the items that they had to do with.
 
-An item's row is a linear map of its text, by one or several encoders, plus a row of its own that
-starts from ALS and is dropped at random, so that the text learns to stand in for it (Volkovs et
-al., "DropoutNet", 2017; Wei et al., "Contrastive Learning for Cold-Start Recommendation", 2021).
-A user's row is an attention over the last items of her history (Lee et al., "Set Transformer",
-2019, pooling by a learned query), so that users fold in without training. Both are unit rows; a
-score is their scaled product.
+An item's row is a linear map of its text, by one or several encoders, and of its categories and
+numbers, plus a row of its own that starts from ALS and is dropped at random, so that the text
+learns to stand in for it (Volkovs et al., "DropoutNet", 2017; Wei et al., "Contrastive Learning for
+Cold-Start Recommendation", 2021). A user's row is an attention over the last items of her history
+(Lee et al., "Set Transformer", 2019, pooling by a learned query), so that users fold in without
+training. Both are unit rows; a score is their scaled product.
 """
 
 from __future__ import annotations
@@ -255,14 +255,14 @@ class Tower(nn.Module):
     """Both towers and what they are trained on.
 
     Args:
-        features: of the items' texts; None: an item is its own row alone.
+        features: of the items; None: an item is its own row alone.
         history: of n_users over n_items, each row's training interactions.
         own_texts: features of what the users say of themselves, by the items' encoders; or None.
         shape: the settings.
         start: float32 (n_items, dimensions), what the items' own rows start from; or None.
         text: what makes the first block of ``features`` and learns too; None: nothing does.
-        variants: features of the items' texts and of other ones below, of which each epoch draws
-            one per item; None: every epoch reads ``features``.
+        variants: features of the items with their texts and with other ones below, of which each
+            epoch draws one per item; None: every epoch reads ``features``.
         crops: whether each epoch draws a part of each history.
     """
 
@@ -445,7 +445,8 @@ class Tower(nn.Module):
 
     def text_rows(self, features: Features) -> torch.Tensor:
         """Unit rows of texts alone, float32 (n, d); zero where there is none."""
-        blocks = zip(features.blocks, self.items.maps, strict=True)
+        # The last map is of attributes, where the items have any.
+        blocks = zip(features.blocks, self.items.maps, strict=False)
         parts = [product(block, weights, sparse=True) for block, weights in blocks]
         return normalize(torch.stack(parts).sum(dim=0), dim=-1)
 

@@ -59,7 +59,7 @@ class IntentTower(TablesRecommender):
         if augment.of_texts:
             data = replace(data, item_variants=self._item_variants(dataset, augment))
         self.source = encode(data, user_texts, self.settings, self.run, self.report)
-        if self.source.item_features is None:
+        if not self.source.data.item_embeddings:
             self.logger.warning("no item has a text: IntentTower learns from the ids alone")
         (signal,) = self.settings.variants(is_later=False).values()
         assert isinstance(signal, IntentTowerSignal)
@@ -142,7 +142,7 @@ class IntentTower(TablesRecommender):
         options = encoder_options(text_settings, replace(self.run, progress=False))
         encoders = {spec: build(spec, options) for spec in self.signal.encoders}
         networks = [spec for spec, found in encoders.items() if isinstance(found, BertEncoder)]
-        if not networks or self.source.item_features is None:
+        if not networks or not self.source.data.item_embeddings:
             raise SettingsError(
                 f"`finetune: {settings.finetune}` trains a network on the items' texts, and "
                 f"`encoder` has {', '.join(encoders)}; name `bert` or a model's folder"

@@ -40,8 +40,9 @@ from recbole_llm.training_data import History, TrainingData, without_items
 _MOST_EPOCHS = 6
 # Length of what an item's own row starts from, beside that of a text, which is about 1.
 _START = np.float32(0.5)
-# What the weights of the ridge from texts to items' biases are called among the tables.
-_BIAS = "bias"
+# What is called how among the tables: what the mean item's attributes give, the weights of the
+# ridge from texts and attributes to items' biases, and what it gives the mean item's attributes.
+_USUAL, _BIAS, _BIAS_USUAL = "usual", "bias", "bias_usual"
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class IntentTowerSignal(TowerShape, SingleSignal):
 
     uses_text: ClassVar[bool] = True
     uses_embeddings: ClassVar[bool] = True
+    uses_attributes: ClassVar[bool] = True
     seeded: ClassVar[bool] = True
 
     def settle(self, data: TrainingData, run: RunOptions) -> IntentTowerSignal:
@@ -131,12 +133,15 @@ class IntentTowerSignal(TowerShape, SingleSignal):
             text: what makes the rows of the first of ``encoders``, and learns with them.
             crops: whether each epoch draws a part of each history.
         """
-        features, own_texts = map(self._features, (data.item_embeddings, data.user_embeddings))
+        features = self._features(data.item_embeddings, data.item_attributes)
+        own_texts = self._features(data.user_embeddings)
         variants, start = None, None
         if data.variant_embeddings:
             every = (data.item_embeddings, *data.variant_embeddings)
+            attributes = data.item_attributes
             variants = self._features(
-                {name: stack_rows([rows[name] for rows in every]) for name in self.encoders}
+                {name: stack_rows([rows[name] for rows in every]) for name in self.encoders},
+                None if attributes is None else sp.vstack([attributes] * len(every), "csr"),
             )
         if self.identities and self.loss not in VALUED:
             als = ALSSignal(factors=self.dimensions).fit(data, run)
@@ -159,22 +164,28 @@ class IntentTowerSignal(TowerShape, SingleSignal):
             raise FitError("the intent tower has no finite weights left; lower its learning rate")
         features = tower.items.features
         known, extra = data.warm_items | features.described, tower.arrays()
+        if features.attributes is not None:
+            mean = features.attributes[features.described].mean(axis=0)
+            of_attributes = tower.items.maps[-1].detach().cpu().numpy()
+            extra[_USUAL] = np.asarray(mean @ of_attributes, dtype=np.float32).ravel()
         if self.loss in VALUED:
-            ridge = bias_map(features if self.encoders else None, items[:, -2], data.item_counts)
+            ridge = bias_map(features, items[:, -2], data.item_counts)
             if ridge is not None:
                 cold = features.described & ~data.warm_items
                 items[cold, -2] = ridge.apply(features[cold])[:, 0]
                 extra |= {f"{_BIAS}{number}": table for number, table in enumerate(ridge.weights)}
                 extra[_BIAS] = ridge.intercept
+                if ridge.usual is not None:
+                    extra[_BIAS_USUAL] = ridge.usual
         return folded_in(self, data, items, known, extra)
 
     def fold_in(self, factors: Factors, liked: Rows, history: History) -> Table:
         """The user tower's row of a history, and of what the users say of themselves."""
         if self.loss in VALUED:
             return self._reactions(factors, liked, history)
-        own_text = None
-        if all(name in history.own_texts for name in self.encoders):
-            own_text = self.describe(factors, history.own_texts)
+        own_text, said = None, self._features(history.own_texts)
+        if said is not None and has_maps(factors.extra):
+            own_text = rows_of_texts(factors.extra, said)
         tower = user_tower_of(factors.extra, self)
         with torch.no_grad():
             rows = tower(
@@ -199,16 +210,23 @@ class IntentTowerSignal(TowerShape, SingleSignal):
         embeddings: Mapping[str, Rows],
         attributes: sp.csr_matrix | None = None,
     ) -> Table | None:
-        """What the item tower says of the texts; None where it was trained without texts."""
-        features = self._features(embeddings)
-        if features is None or not has_maps(factors.extra):
+        """What the item tower says of texts and attributes; None where it was trained without.
+
+        The mean item's attributes stand for those that are missing.
+        """
+        extra, usual = factors.extra, factors.extra.get(_USUAL)
+        features = self._features(embeddings, None if usual is None else attributes)
+        if features is None or not has_maps(extra):
             return None
-        rows = rows_of_texts(factors.extra, features, unit=self.loss not in VALUED)
+        rows = rows_of_texts(extra, features, usual=usual, unit=self.loss not in VALUED)
         if self.loss in VALUED:
-            weights = [
-                np.asarray(factors.extra[f"{_BIAS}{n}"]) for n in range(len(features.blocks))
-            ]
-            ridge = RidgeMap(tuple(weights), np.asarray(factors.extra[_BIAS]), BIAS_PENALTY)
+            weights = [np.asarray(extra[f"{_BIAS}{n}"]) for n in range(len(features.tables))]
+            ridge = RidgeMap(
+                tuple(weights),
+                np.asarray(extra[_BIAS]),
+                BIAS_PENALTY,
+                usual=None if usual is None else np.asarray(extra[_BIAS_USUAL]),
+            )
             rows = with_biases(rows, ridge.apply(features)[:, 0]) * features.described[:, None]
         return rows
 
@@ -216,7 +234,9 @@ class IntentTowerSignal(TowerShape, SingleSignal):
         """One signal of all encoders: the towers read them side by side."""
         return {name: with_settings(self, {"encoders": tuple(encoders)})}
 
-    def _features(self, embeddings: Mapping[str, Rows]) -> Features | None:
+    def _features(
+        self, embeddings: Mapping[str, Rows], attributes: sp.csr_matrix | None = None
+    ) -> Features | None:
         if not self.encoders or any(name not in embeddings for name in self.encoders):
             return None
-        return features_of({name: embeddings[name] for name in self.encoders})
+        return features_of({name: embeddings[name] for name in self.encoders}, attributes)

@@ -19,6 +19,7 @@ from sklearn.preprocessing import normalize as normalize_rows
 from threadpoolctl import threadpool_limits
 from torch.nn.functional import cross_entropy, normalize
 
+from recbole_llm.attributes import LEFT_OUT
 from recbole_llm.completion import Features, features_of, is_told
 from recbole_llm.evaluation import Validation
 from recbole_llm.factors import Factors, Index, Mask, Rows, Table, unit_rows
@@ -40,9 +41,6 @@ from recbole_llm.training_data import TrainingData, entries, with_ones
 # Items that a step ranks against each other: fewer are as good, and their square is the cost.
 _NEGATIVES = 256
 _MOST_EPOCHS = 8
-# So often a step does without an item's attributes: the text learns to stand in for them, since
-# newcomers come with a text alone (Volkovs, Yu, Poutanen, "DropoutNet", 2017).
-_LEFT_OUT = 0.5
 # Among the tables: what the mean item's attributes give.
 _USUAL = "usual"
 _MOST_INTERACTIONS = 1 << 18
@@ -387,7 +385,7 @@ class _Trainer:
                 continue
             words: sp.csr_matrix = block[items]
             if block is self.features.attributes:
-                kept = self.rng.random(len(items)) >= _LEFT_OUT
+                kept = self.rng.random(len(items)) >= LEFT_OUT
                 words = (sp.diags(kept.astype(np.float32)) @ words).tocsr()
                 words.eliminate_zeros()
             terms, column = _distinct(words.indices, block.shape[1])

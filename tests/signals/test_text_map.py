@@ -11,6 +11,7 @@ from recbole_llm.completion import features_of
 from recbole_llm.factors import unit_rows
 from recbole_llm.settings import RunOptions
 from recbole_llm.signals import SkippedSignal
+from recbole_llm.signals.intent_tower import IntentTowerSignal
 from recbole_llm.signals.text_map import (
     TextMapSignal,
     _SparseProduct,
@@ -166,7 +167,8 @@ def test_without_texts_or_histories_it_says_so():
         signal.fit(dataclasses.replace(data, interactions=lonely), RUN)
 
 
-def test_what_attributes_say_is_learned_and_may_be_missing_of_a_newcomer():
+@pytest.mark.parametrize("signal", [QUICK, IntentTowerSignal(identities=False)])
+def test_what_attributes_say_is_learned_and_may_be_missing_of_a_newcomer(signal):
     data = hidden_taste()
     taste = np.eye(2, dtype=np.float32)[np.arange(data.n_items) % 2]
     taste[0] = 0
@@ -177,7 +179,7 @@ def test_what_attributes_say_is_learned_and_may_be_missing_of_a_newcomer():
         item_embeddings={"bert": unit_rows(noise)},
         item_attributes=sp.csr_matrix(taste),
     )
-    signal = dataclasses.replace(QUICK, epochs=20, learning_rate=0.05, encoders=("bert",))
+    signal = dataclasses.replace(signal, epochs=20, learning_rate=0.05, encoders=("bert",))
     rows = signal.fit(told, RUN)
     assert rows.known[1:].all()  # the last one has no text, and is told by its attributes
     assert share_of_right_pairs(rows, told) > 0.95
