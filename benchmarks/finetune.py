@@ -22,10 +22,13 @@ from cold_start import FITS, LIGHTFM, OURS, make_split
 
 RESULTS = Path(__file__).parent / "results" / "finetune"
 COLD_SETS = ("amazon-scientific", "ml-latest-small-text", "citeulike-a", "ml-100k")
-RATES = (3e-5, 1e-4)
 
-FROZEN = [{}, {"learning_rate": 0.002}]
-TUNED = [{"finetune_learning_rate": rate, "epochs": 5} for rate in RATES]
+SLOW = {"learning_rate": 0.002}
+FROZEN = [{}, SLOW]
+TUNED = [
+    {"finetune_learning_rate": 1e-4, "epochs": 5},
+    {"finetune_learning_rate": 3e-4, **SLOW, "finetune_head_epochs": 1, "epochs": 6},
+]
 COLD = {
     "text map": ("HybridFusion", [{"signals": "text_map"}]),
     "frozen": ("IntentTower", FROZEN),
@@ -37,7 +40,7 @@ COLD = {
         "IntentTower",
         [{"finetune": "lora", "finetune_learning_rate": 1e-3, "epochs": 4}],
     ),
-    "full": ("IntentTower", [{"finetune": "full", **TUNED[0], "epochs": 3}]),
+    "full": ("IntentTower", [{"finetune": "full", "finetune_learning_rate": 3e-5, "epochs": 3}]),
     "LightFM": (
         "LightFM",
         [
