@@ -14,7 +14,17 @@ import torch
 from recbole.evaluator.metrics import AveragePopularity, GiniIndex, ItemCoverage
 
 from benchmarks import readme
-from benchmarks.compare import cells, data, grid, growth, measure, paired, report, text_stand_ins
+from benchmarks.compare import (
+    cells,
+    data,
+    fit_process,
+    grid,
+    growth,
+    measure,
+    paired,
+    report,
+    text_stand_ins,
+)
 from benchmarks.compare.__main__ import main
 from benchmarks.compare.collected import Collected
 from benchmarks.timed_training import end_by
@@ -433,6 +443,14 @@ def test_a_real_cell(tmp_path):
     )
     assert values.mean() == pytest.approx(cell["test"]["all_ndcg@10"], abs=1e-4)
     assert (np.diff(users) > 0).all()
+
+
+def test_a_fit_that_fails_says_why_and_one_that_is_late_is_ended(tmp_path):
+    values = {"model": "ALS", "dataset": "nowhere", "seconds": 60, "slices": "all"}
+    with pytest.raises(RuntimeError, match="nowhere"):
+        fit_process.run(values, tmp_path, 120)
+    with pytest.raises(TimeoutError):
+        fit_process.run({**values, "dataset": "ml-100k"}, tmp_path, 0.01)
 
 
 # Costs
