@@ -146,6 +146,11 @@ def attribute_rows(
     return normalize(sp.hstack(blocks, format="csr")).astype(np.float32)
 
 
+def of_some(attributes: sp.csr_matrix, kept: NDArray[np.bool_]) -> sp.csr_matrix:
+    """The attributes with zeros in the rows that are not kept, bool (n,)."""
+    return (sp.diags(kept.astype(np.float32)) @ attributes).tocsr()
+
+
 def attributes_of(
     table: FeatureTable, codes: Sequence[AttributeCode], ids: Sequence[str]
 ) -> sp.csr_matrix | None:

@@ -62,6 +62,12 @@ class Features:
         """The blocks, and the attributes as one more."""
         return self.blocks if self.attributes is None else (*self.blocks, self.attributes)
 
+    def usual(self, weights: Table) -> Table:
+        """What a map of the attributes, float32 (d, k), gives the mean described row: (k,)."""
+        assert self.attributes is not None
+        mean = self.attributes[self.described].mean(axis=0)
+        return np.asarray(mean @ weights, dtype=np.float32).ravel()
+
     def product(self, weights: Iterable[Table]) -> Table:
         """``Σ_b table_b @ weights_b`` of all tables, float32 (n, k)."""
         parts = (rows @ table for rows, table in zip(self.tables, weights, strict=True))

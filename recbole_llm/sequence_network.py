@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -27,7 +26,7 @@ from torch.nn.functional import (
     scaled_dot_product_attention,
 )
 
-from recbole_llm.attributes import LEFT_OUT
+from recbole_llm.attributes import LEFT_OUT, of_some
 from recbole_llm.completion import Features, is_told
 from recbole_llm.errors import SettingsError
 from recbole_llm.factors import Index, Mask, Rows, Table, unit_rows
@@ -299,8 +298,7 @@ class ItemRows(nn.Module):
                 rows = rows + vectors @ weights
                 continue
             if self.training and table is features.attributes:
-                kept = torch.rand(len(items)) >= LEFT_OUT
-                table = (sp.diags(kept.numpy().astype(np.float32)) @ table).tocsr()
+                table = of_some(table, (torch.rand(len(items)) >= LEFT_OUT).numpy())
             rows = rows + product(table, weights, sparse=self.sparse)
         return normalize(rows, dim=-1) if self.unit else rows
 

@@ -310,7 +310,7 @@ def test_results_of_another_version_are_kept_and_not_mixed_in(tmp_path, fake_fit
     fake_fits.clear()
     assert main(arguments(tmp_path, *MODELS)) == 0
     assert {cell.model for cell, _ in fake_fits} == {"ItemKNN"}
-    assert (out / f"ml-100k-random-1-itemknn.v0.0.1-format{cells.FORMAT}.json").is_file()
+    assert (out / "ml-100k-random-1-itemknn.v0.0.1-format2.json").is_file()
     assert "| ItemKNN | 2 |" in (out / "REPORT.md").read_text()
     capsys.readouterr()
 

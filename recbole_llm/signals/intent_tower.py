@@ -165,9 +165,7 @@ class IntentTowerSignal(TowerShape, SingleSignal):
         features = tower.items.features
         known, extra = data.warm_items | features.described, tower.arrays()
         if features.attributes is not None:
-            mean = features.attributes[features.described].mean(axis=0)
-            of_attributes = tower.items.maps[-1].detach().cpu().numpy()
-            extra[_USUAL] = np.asarray(mean @ of_attributes, dtype=np.float32).ravel()
+            extra[_USUAL] = features.usual(tower.items.maps[-1].detach().cpu().numpy())
         if self.loss in VALUED:
             ridge = bias_map(features, items[:, -2], data.item_counts)
             if ridge is not None:

@@ -19,7 +19,7 @@ from sklearn.preprocessing import normalize as normalize_rows
 from threadpoolctl import threadpool_limits
 from torch.nn.functional import cross_entropy, normalize
 
-from recbole_llm.attributes import LEFT_OUT
+from recbole_llm.attributes import LEFT_OUT, of_some
 from recbole_llm.completion import Features, features_of, is_told
 from recbole_llm.evaluation import Validation
 from recbole_llm.factors import Factors, Index, Mask, Rows, Table, unit_rows
@@ -122,8 +122,7 @@ class TextMapSignal(TextSignal):
     def _tables(self, learned: TextMap, features: Features, data: TrainingData) -> Factors:
         extra = dict(zip(_names(len(learned.weights)), learned.weights, strict=True))
         if features.attributes is not None:
-            mean = features.attributes[features.described].mean(axis=0)
-            extra[_USUAL] = np.asarray(mean @ learned.weights[-1], dtype=np.float32)
+            extra[_USUAL] = features.usual(learned.weights[-1])
         return folded_in(self, data, learned.rows(features), features.described, extra)
 
     def describe(
@@ -172,7 +171,7 @@ class TextMap:
 
         Args:
             features: of n texts or items.
-            usual: (1, k), what every row has beside its own features; None: nothing.
+            usual: float32 (k,), what every row has beside its own features; None: nothing.
         """
         rows = features.product(self.weights)
         if usual is not None:
@@ -385,8 +384,7 @@ class _Trainer:
                 continue
             words: sp.csr_matrix = block[items]
             if block is self.features.attributes:
-                kept = self.rng.random(len(items)) >= LEFT_OUT
-                words = (sp.diags(kept.astype(np.float32)) @ words).tocsr()
+                words = of_some(words, self.rng.random(len(items)) >= LEFT_OUT)
                 words.eliminate_zeros()
             terms, column = _distinct(words.indices, block.shape[1])
             chosen = torch.from_numpy(terms)

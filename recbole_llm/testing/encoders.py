@@ -73,7 +73,7 @@ def check_rows_are_unit_or_zero(encoder: Encoder) -> None:
     assert rows.dtype == np.float32, f"rows must be float32, got {rows.dtype}"
     assert rows.shape[0] == len(SAMPLE_TEXTS), f"{len(SAMPLE_TEXTS)} texts, {rows.shape[0]} rows"
     assert isinstance(rows, sp.csr_matrix | np.ndarray), f"dense or CSR, got {type(rows).__name__}"
-    lengths = _lengths(rows)
+    lengths = lengths_of(rows)
     wrong = ~np.isclose(lengths, 1, atol=_TOLERANCE) & (lengths != 0)
     assert not wrong.any(), f"row lengths must be 1 or 0, got {lengths[wrong]}"
     assert lengths.any(), "every row is zero"
@@ -81,13 +81,13 @@ def check_rows_are_unit_or_zero(encoder: Encoder) -> None:
 
 def check_blank_texts_have_zero_rows(encoder: Encoder) -> None:
     """A blank text has a zero row, and one with words that were fitted has not."""
-    lengths = _lengths(encoder.encode(SAMPLE_TEXTS))
+    lengths = lengths_of(encoder.encode(SAMPLE_TEXTS))
     blank = np.array([not text.strip() for text in SAMPLE_TEXTS])
     assert not lengths[blank].any(), "a blank text must have a zero row"
     assert lengths[~blank].all(), "a text that was fitted must not have a zero row"
     all_blank = encoder.encode(["", " "])
     assert all_blank.shape[0] == 2, "blank texts alone must still get rows"
-    assert not _lengths(all_blank).any(), "blank texts alone must have zero rows"
+    assert not lengths_of(all_blank).any(), "blank texts alone must have zero rows"
 
 
 def check_no_texts_give_no_rows(encoder: Encoder) -> None:
@@ -148,7 +148,7 @@ def check_odd_texts_are_encoded(encoder: Encoder, *, most_seconds: float = 10.0)
         " ".join(f"word{number}" for number in range(10_000)),
     ]
     start = time.perf_counter()
-    lengths = _lengths(encoder.encode(odd))
+    lengths = lengths_of(encoder.encode(odd))
     seconds = time.perf_counter() - start
     assert np.isfinite(lengths).all(), "odd texts must have finite rows"
     assert np.all(np.isclose(lengths, 1, atol=_TOLERANCE) | (lengths == 0)), lengths
@@ -187,5 +187,6 @@ def _dense(rows: TextRows) -> Table:
     return rows if isinstance(rows, np.ndarray) else rows.toarray()
 
 
-def _lengths(rows: TextRows) -> Table:
+def lengths_of(rows: TextRows) -> Table:
+    """Lengths of rows, dense or sparse, (n,)."""
     return np.linalg.norm(_dense(rows), axis=1)
