@@ -159,6 +159,17 @@ def to_times(values: pd.Series, time_format: str | None = None) -> Times:
     return _from_dates(strings, sample)
 
 
+def are_dates(values: pd.Series) -> bool:
+    """Whether a column holds dates that are written as words, all of its first ones in one way."""
+    if pd.api.types.is_datetime64_any_dtype(values.dtype):
+        return True
+    sample = clean_white_space(to_strings(values.dropna().head(SAMPLE_ROWS)))
+    sample = sample[sample != ""]
+    if sample.empty or to_numbers(sample).notna().any():
+        return False
+    return any(_parse(sample, written).notna().all() for written in _date_formats(sample.head(1)))
+
+
 def _compact_format(sample: pd.Series) -> str | None:
     """Dates without signs are whole numbers too: 20240131 is no Unix time of August 1970."""
     for digits, time_format in ((8, "%Y%m%d"), (14, "%Y%m%d%H%M%S")):
@@ -182,22 +193,30 @@ def _from_numbers(numbers: pd.Series) -> Times:
     return Times(numbers / 1e9, "Unix nanoseconds")
 
 
-def _from_dates(strings: pd.Series, sample: pd.Series) -> Times:
+def _date_formats(sample: pd.Series) -> list[str]:
+    """How dates may be written: ISO, and as some of them are, the day first or the month."""
     with warnings.catch_warnings():
         # pandas warns that a day above 12 cannot be a month: that is why both are tried.
         warnings.simplefilter("ignore", UserWarning)
         guessed = [
             pd.tseries.api.guess_datetime_format(text, dayfirst=day_first)
             for day_first in (False, True)
-            for text in sample.head(100)
+            for text in sample
         ]
-        formats = list(dict.fromkeys(["ISO8601", *filter(None, guessed)]))
-        parsed = {time_format: _parse(strings, time_format) for time_format in formats}
-        best = max(formats, key=lambda time_format: int(parsed[time_format].notna().sum()))
-        seconds = parsed[best]
-        left = seconds.isna() & (strings != "")
-        if left.any():
-            seconds = seconds.where(~left, _parse(strings[left], "mixed").reindex(seconds.index))
+    return list(dict.fromkeys(["ISO8601", *filter(None, guessed)]))
+
+
+def _from_dates(strings: pd.Series, sample: pd.Series) -> Times:
+    formats = _date_formats(sample.head(100))
+    parsed = {time_format: _parse(strings, time_format) for time_format in formats}
+    best = max(formats, key=lambda time_format: int(parsed[time_format].notna().sum()))
+    seconds = parsed[best]
+    left = seconds.isna() & (strings != "")
+    if left.any():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            mixed = _parse(strings[left], "mixed")
+        seconds = seconds.where(~left, mixed.reindex(seconds.index))
     if best == "ISO8601":
         return Times(seconds, "ISO dates")
     other = best.replace("%m", "%?").replace("%d", "%m").replace("%?", "%d")

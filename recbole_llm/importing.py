@@ -32,6 +32,7 @@ from recbole_llm.atomic_files import (
 )
 from recbole_llm.column_values import (
     Times,
+    are_dates,
     column_called,
     feature_type,
     plain_name,
@@ -384,6 +385,14 @@ def _roles(table: Table, options: ImportOptions) -> tuple[dict[str, Column], lis
         found = _optional_column(table, given, known, option=f"{role}_col", but=taken)
         if found is not None:
             roles[role] = found
+    notes = []
+    if "time" not in roles and options.time_col is None:
+        taken = {column.name for column in roles.values()}
+        dates = [name for name in table.frame if name not in taken and are_dates(table.frame[name])]
+        if len(dates) == 1:
+            roles["time"] = Column(dates[0], given=False)
+        elif dates:
+            notes.append(f"dates stand in {_quoted(dates)}: --time_col names the time")
     named: dict[str, str] = {}
     for role, column in roles.items():
         other = named.setdefault(column.name, role)
@@ -394,14 +403,14 @@ def _roles(table: Table, options: ImportOptions) -> tuple[dict[str, Column], lis
             )
     rating = roles.get("rating")
     if rating is None or to_numbers(table.frame[rating.name]).notna().any():
-        return roles, []
+        return roles, notes
     if rating.given:
         raise DataError(
             f"{table.path}: column `{rating.name}` holds no number; "
             "give another with --rating_col, or --rating_col= for none"
         )
     del roles["rating"]
-    return roles, [f"`{rating.name}` holds no number, so it is not taken as the rating"]
+    return roles, [*notes, f"`{rating.name}` holds no number, so it is not taken as the rating"]
 
 
 def _readable_times(values: pd.Series, options: ImportOptions) -> Times:
@@ -431,7 +440,7 @@ def _further_fields(
         notes.append(f"written with each interaction: {written}")
     left_out = [name for name in others if name not in numeric]
     if left_out:
-        notes.append(f"left out, since not numbers: {', '.join(f'`{name}`' for name in left_out)}")
+        notes.append(f"left out, since not numbers: {_quoted(left_out)}")
     fields = [
         Field(name, "float" if column in numeric else "token", frame[column])
         for column, name in names.items()
@@ -487,7 +496,7 @@ def _features(
         raise DataError(f"{path}: the id's column `{column.name}` is empty")
     frame = table.frame[kept].drop(columns=column.name)
     kinds = {name: feature_type(frame[name], name) for name in frame}
-    empty = [f"`{name}`" for name, found in kinds.items() if found is None]
+    empty = [name for name, found in kinds.items() if found is None]
     names = safe_field_names(
         [name for name, found in kinds.items() if found is not None],
         taken={*RESERVED_FIELDS, *taken},
@@ -506,7 +515,7 @@ def _features(
         *map(_note, table.notes),
         *dropped,
         f"{'kept':7}{count(len(values), kind)}: {', '.join(written) or 'the ids alone'}",
-        *([_note(f"left out, since empty: {', '.join(empty)}")] if empty else []),
+        *([_note(f"left out, since empty: {_quoted(empty)}")] if empty else []),
         *map(_note, notes),
     ]
     return AtomicTable(values, types, tuple(lines), {kind: column.name})
@@ -764,6 +773,10 @@ def _read_line(table: Table, columns: str) -> str:
 
 def _note(text: str) -> str:
     return f"{'note':7}{text}"
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _renamed(column: str, name: str) -> str:

@@ -98,7 +98,7 @@ REFUSED = [
     ("good", ["--model=ALS", "--als_factors=ten"], "`als_factors` must be a number"),
     ("good", ["--model=ALS", "--nproc=2"], "`nproc`"),
     ("good", ["--model=ALS", "--nproc=two"], "`nproc` must be a whole number"),
-    ("good", ["--model=ALS", "--seed=abc"], "`seed` must be a whole number"),
+    ("good", ["--model=ALS", "--seed=abc"], "`seed` must be a number, got 'abc'"),
     ("good", ["--model=ALS", "--device=tpu"], "`device`"),
     ("good", ["--model=ALS", "--topk=5000", "--valid_metric=NDCG@5000"], "`topk` is 5000"),
     (

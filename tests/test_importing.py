@@ -87,6 +87,18 @@ def test_report_says_what_was_guessed_changed_and_comes_next(tmp_path):
     )
 
 
+def test_dates_are_the_time_whatever_their_column_is_called(tmp_path):
+    report = imported(tmp_path, "user,item,when\nu,a,3 Jan 2024\nu,b,4 Jan 2024\n")
+    assert "time: `when` (guessed), dates as %d %b %Y" in report.lines[0]
+    assert rows_of(report)[1] == ["u", "a", "1704240000"]
+
+
+def test_the_time_is_not_guessed_among_several_columns_of_dates(tmp_path):
+    report = imported(tmp_path, "user,item,seen,born\nu,a,2024-01-03,1990-05-01\n")
+    assert said(report, "dates stand in `seen`, `born`: --time_col names the time")
+    assert rows_of(report)[0] == ["user_id:token", "item_id:token"]
+
+
 def test_rows_that_cannot_be_used_are_counted_with_the_first_example(tmp_path):
     report = imported(
         tmp_path,

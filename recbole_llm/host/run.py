@@ -23,6 +23,7 @@ from recbole_llm.errors import DataError, SettingsError, did_you_mean, one_line
 from recbole_llm.fitting import FitReport
 from recbole_llm.host.config import prepare, settings_in_force, test_history, versions
 from recbole_llm.host.known_keys import model_names
+from recbole_llm.host.recbole_settings import check_recbole_settings
 from recbole_llm.text import parse_head
 from recbole_llm.whole_file import whole_file
 
@@ -226,6 +227,7 @@ def read_config(model: str, dataset: str, files: list[str], values: dict[str, An
         raise SettingsError(one_line(error)) from error
     finally:
         sys.argv = arguments
+    check_recbole_settings(config)
     folder = Path(config["data_path"])
     parts = config["benchmark_filename"]
     names = [f"{dataset}.{part}.inter" for part in parts] if parts else [f"{dataset}.inter"]
@@ -233,8 +235,6 @@ def read_config(model: str, dataset: str, files: list[str], values: dict[str, An
         if not (folder / name).is_file():
             raise DataError(f"there is no file {folder / name}; check `dataset` and `data_path`")
         _check_head(folder / name, config["field_separator"], config["encoding"] or "utf-8")
-    if type(config["seed"]) is not int or config["seed"] < 0:
-        raise SettingsError(f"`seed` must be a whole number from 0 on, got {config['seed']!r}")
     return config
 
 
