@@ -10,6 +10,7 @@ from time import perf_counter
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.metrics import log_loss
 
 from recbole_llm.calibration import calibration_error
 from recbole_llm.completion import bias_map
@@ -40,9 +41,9 @@ from recbole_llm.values import (
     Prediction,
     ValueScale,
     ValueTask,
+    best_penalty,
     damped_biases,
     fit_regression,
-    held_out_values,
 )
 
 logger = logging.getLogger(__name__)
@@ -141,13 +142,16 @@ def regress(
     signals = [part.factors for part in fitted.values()]
     rows = task.valid
     pairs = PairFeatures(_scores(signals, rows, run), of_users[rows.users], of_items[rows.items])
-    found = fit_regression(pairs, rows.values, scale, is_clicks=task.is_clicks)
-    held_out, biases = (
-        held_out_values(read, rows.values, scale, is_clicks=task.is_clicks, seed=run.seed)
-        for read in (pairs, dataclasses.replace(pairs, z_scores=pairs.z_scores[:, :0]))
-    )
-    for what, values in (("biases alone", biases), ("with all signals", held_out)):
-        logger.info(f"folds of the validation part, {what}: {_errors(values, rows, task)}")
+    alone = dataclasses.replace(pairs, z_scores=pairs.z_scores[:, :0])
+    for what, read in (("biases alone", alone), ("with all signals", pairs)):
+        penalty, held_out = best_penalty(
+            read, rows.values, scale, is_clicks=task.is_clicks, seed=run.seed
+        )
+        logger.info(
+            f"folds of the validation part, {what}: {_errors(held_out, rows, task)} "
+            f"(penalty {penalty:g})"
+        )
+    found = fit_regression(pairs, rows.values, scale, is_clicks=task.is_clicks, penalty=penalty)
     constant = (found.of_item * of_items).astype(np.float32)
     constant[0] = 0
     gains = [np.full(task.shape[1], gain, dtype=np.float32) for gain in found.gains]
@@ -170,9 +174,8 @@ def _scores(signals: Sequence[Factors], rows: Labelled, run: RunOptions) -> Tabl
 def _errors(found: NDArray[np.float64], rows: Labelled, task: ValueTask) -> str:
     """How far predictions are off, for the log."""
     if task.is_clicks:
-        chances = found.clip(1e-15, 1 - 1e-15)
-        loss = -np.log(np.where(rows.values > 0.5, chances, 1 - chances)).mean()
         error = calibration_error(found, rows.values)
+        loss = log_loss(rows.values, found, labels=[0, 1])
         return f"logloss {loss:.4f}, calibration error {error:.4f}"
     off = found - rows.values
     return f"rmse {np.sqrt(np.square(off).mean()):.4f}, mae {np.abs(off).mean():.4f}"

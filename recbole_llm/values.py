@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
+from sklearn.metrics import log_loss, mean_squared_error
 from sklearn.model_selection import KFold
 
 from recbole_llm.calibration import fit_chances, probabilities
@@ -19,8 +21,9 @@ from recbole_llm.training_data import History, TrainingData, entries, with_entri
 # Mean reactions that a bias stands for before anything is known, in interactions.
 DAMPING = 5.0
 _BIAS_SWEEPS = 10
-# L2 penalty of the regression's coefficients, in validation rows.
-_PENALTY = 1.0
+# L2 penalties that the signals' coefficients may have, in rows: many signals and few rows want a
+# great one.
+_PENALTIES = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 _FOLDS = 5
 # How users reacted, beyond what was expected: the sign of what is read.
 SIDES = {"liked": 1, "disliked": -1}
@@ -218,7 +221,12 @@ class Regression:
 
 
 def fit_regression(
-    pairs: PairFeatures, values: NDArray[np.float64], scale: ValueScale, *, is_clicks: bool
+    pairs: PairFeatures,
+    values: NDArray[np.float64],
+    scale: ValueScale,
+    *,
+    is_clicks: bool,
+    penalty: float,
 ) -> Regression:
     """Logistic regression of clicks, or ridge regression of ratings beyond the biases.
 
@@ -227,18 +235,20 @@ def fit_regression(
         values: (n,), clicks or ratings.
         scale: of the training values.
         is_clicks: whether they are clicks.
+        penalty: L2 of the signals' coefficients, in rows; those of the biases have one of 1.
     """
-    design = np.c_[pairs.z_scores, pairs.user_bias, pairs.item_bias].astype(np.float64)
+    less = penalty**-0.5
+    design = np.c_[less * pairs.z_scores, pairs.user_bias, pairs.item_bias].astype(np.float64)
     if is_clicks:
-        weights, intercept = fit_chances(design, values, penalty=_PENALTY)
-        return Regression(intercept, weights[:-2], *map(float, weights[-2:]))
+        weights, intercept = fit_chances(design, values, penalty=1.0)
+        return Regression(intercept, less * weights[:-2], *map(float, weights[-2:]))
     # So that the penalty draws towards the biases alone, not towards the mean.
     rest = (values - scale.mean) / scale.spread - pairs.user_bias - pairs.item_bias
-    found = Ridge(_PENALTY).fit(design, rest)
+    found = Ridge(1.0).fit(design, rest)
     weights = scale.spread * found.coef_
     return Regression(
         scale.mean + scale.spread * float(found.intercept_),
-        weights[:-2],
+        less * weights[:-2],
         *(scale.spread + weights[-2:]).tolist(),
     )
 
@@ -249,15 +259,38 @@ def held_out_values(
     scale: ValueScale,
     *,
     is_clicks: bool,
+    penalty: float,
     seed: int,
 ) -> NDArray[np.float64]:
     """Of each row what a regression on the other folds predicts, (n,); args as above."""
     found = np.empty(len(values))
     folds = KFold(min(_FOLDS, len(values)), shuffle=True, random_state=seed)
     for fitted, held in folds.split(values):
-        of_fold = fit_regression(pairs[fitted], values[fitted], scale, is_clicks=is_clicks)
+        of_fold = fit_regression(
+            pairs[fitted], values[fitted], scale, is_clicks=is_clicks, penalty=penalty
+        )
         found[held] = predicted(of_fold.score(pairs[held]), scale, is_clicks=is_clicks)
     return found
+
+
+def best_penalty(
+    pairs: PairFeatures,
+    values: NDArray[np.float64],
+    scale: ValueScale,
+    *,
+    is_clicks: bool,
+    seed: int,
+) -> tuple[float, NDArray[np.float64]]:
+    """The penalty that predicts held-out rows best, and its :func:`held_out_values`; args alike."""
+    found = {
+        penalty: held_out_values(
+            pairs, values, scale, is_clicks=is_clicks, penalty=penalty, seed=seed
+        )
+        for penalty in _PENALTIES
+    }
+    measure = partial(log_loss, labels=[0, 1]) if is_clicks else mean_squared_error
+    best = min(_PENALTIES, key=lambda penalty: measure(values, found[penalty]))
+    return best, found[best]
 
 
 def predicted(

@@ -14,6 +14,7 @@ from recbole_llm.values import (
     Prediction,
     ValueScale,
     ValueTask,
+    best_penalty,
     damped_biases,
     fit_regression,
     held_out_values,
@@ -55,16 +56,15 @@ def test_ratings_are_the_ridge_of_what_the_biases_leave():
     penalty = np.diag([1.0] * 5 + [0.0])
     weights = np.linalg.solve(design.T @ design + penalty, design.T @ rest)
     expected = SCALE.mean + SCALE.spread * (user_bias + item_bias + design @ weights)
-    found = fit_regression(PairFeatures(*columns), values, SCALE, is_clicks=False)
+    found = fit_regression(PairFeatures(*columns), values, SCALE, is_clicks=False, penalty=1)
     np.testing.assert_allclose(found.score(PairFeatures(*columns)), expected, atol=1e-6)
 
 
 def test_ratings_without_evidence_are_mean_and_biases():
     z_scores, user_bias, item_bias = (part[:1] for part in rows())
     values = SCALE.mean + SCALE.spread * (user_bias + item_bias)
-    found = fit_regression(
-        PairFeatures(z_scores, user_bias, item_bias), values, SCALE, is_clicks=False
-    )
+    pairs = PairFeatures(z_scores, user_bias, item_bias)
+    found = fit_regression(pairs, values, SCALE, is_clicks=False, penalty=1)
     assert found.gains == pytest.approx(0, abs=1e-9)
     assert (found.of_user, found.of_item) == pytest.approx((SCALE.spread, SCALE.spread))
 
@@ -73,7 +73,9 @@ def test_clicks_find_the_weights_that_made_them():
     z_scores, user_bias, item_bias = columns = rows(n=40_000)
     logits = 0.3 + 1.2 * z_scores[:, 0] - 0.7 * z_scores[:, 1] + 2 * user_bias + item_bias
     clicks = np.random.default_rng(2).random(len(logits)) < 1 / (1 + np.exp(-logits))
-    found = fit_regression(PairFeatures(*columns), clicks.astype(float), SCALE, is_clicks=True)
+    found = fit_regression(
+        PairFeatures(*columns), clicks.astype(float), SCALE, is_clicks=True, penalty=1
+    )
     assert found.gains == pytest.approx([1.2, -0.7, 0], abs=0.06)
     assert (found.intercept, found.of_user, found.of_item) == pytest.approx((0.3, 2, 1), abs=0.1)
 
@@ -82,12 +84,41 @@ def test_clicks_find_the_weights_that_made_them():
 def test_a_held_out_row_does_not_see_its_own_value(is_clicks):
     columns = rows(n=50)
     values = (np.random.default_rng(3).random(50) < 0.5).astype(float)
-    options = {"scale": ValueScale(0.5, 0.5, 0.0, 1.0), "is_clicks": is_clicks, "seed": 7}
+    scale = ValueScale(0.5, 0.5, 0.0, 1.0)
+    options = {"scale": scale, "is_clicks": is_clicks, "penalty": 1, "seed": 7}
     before = held_out_values(PairFeatures(*columns), values, **options)
     values[4] = 1 - values[4]
     after = held_out_values(PairFeatures(*columns), values, **options)
     assert before[4] == after[4]
     assert (before != after).any()
+
+
+@pytest.mark.parametrize("is_clicks", [False, True])
+def test_signals_that_say_nothing_are_not_believed(is_clicks):
+    """Of few rows, so that a small penalty learns the noise by heart."""
+    rng = np.random.default_rng(5)
+    noise = PairFeatures(rng.normal(size=(80, 20)), np.zeros(80), np.zeros(80))
+    values = (rng.random(80) < 0.5).astype(float)
+    scale = ValueScale(0.5, 0.5, 0.0, 1.0)
+    penalty, held_out = best_penalty(noise, values, scale, is_clicks=is_clicks, seed=0)
+    options = {"is_clicks": is_clicks, "penalty": penalty}
+    assert penalty >= 100
+    np.testing.assert_array_equal(
+        held_out, held_out_values(noise, values, scale, seed=0, **options)
+    )
+    assert abs(fit_regression(noise, values, scale, **options).gains).max() < 0.1
+
+
+@pytest.mark.parametrize("is_clicks", [False, True])
+def test_signals_that_tell_all_are_believed(is_clicks):
+    told = PairFeatures(
+        np.random.default_rng(6).normal(size=(400, 1)), np.zeros(400), np.zeros(400)
+    )
+    values = (told.z_scores[:, 0] > 0).astype(float)
+    penalty, _ = best_penalty(
+        told, values, ValueScale(0.5, 0.5, 0.0, 1.0), is_clicks=is_clicks, seed=0
+    )
+    assert penalty <= 10
 
 
 @pytest.mark.parametrize("is_clicks", [False, True])
