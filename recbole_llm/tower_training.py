@@ -1,8 +1,13 @@
-"""How the towers are trained: one epoch after another, the same for a signal and for RecBole."""
+"""How the towers are trained: one epoch after another, the same for a signal and for RecBole.
+
+What an epoch ends with is the mean of the weights over the last steps: each by itself ends beside
+the mark at random (Polyak, Juditsky, "Acceleration of Stochastic Approximation by Averaging",
+1992).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,11 +19,62 @@ from recbole_llm.errors import FitError
 from recbole_llm.factors import Index
 from recbole_llm.tower_network import Tower
 
+# How often an epoch's weights go into the mean, since each time touches all rows of the tables; and
+# over how many epochs it is, about.
+_TAKEN, _EPOCHS = 10, 2
+
+
+class MeanWeights:
+    """The weights' running mean, whose older parts fade; what is trained stands apart meanwhile.
+
+    Args:
+        weights: of a network; they hold the mean but within :meth:`trained`.
+    """
+
+    def __init__(self, weights: Sequence[nn.Parameter]) -> None:
+        self.weights = weights
+        self.apart = [weight.detach().clone() for weight in weights]
+        self.n_taken = 0
+
+    @contextmanager
+    def trained(self) -> Iterator[None]:
+        """Within it the weights are what the steps have made of them."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for number, weight in enumerate(self.weights):
+            weight.data, self.apart[number] = self.apart[number], weight.data
+
+    def take(self, n_together: int) -> None:
+        """Let the weights as they are now count, within :meth:`trained`.
+
+        Args:
+            n_together: of how many the mean is, about.
+        """
+        self.n_taken += 1
+        share = 1 / min(self.n_taken, n_together)
+        for mean, weight in zip(self.apart, self.weights, strict=True):
+            mean.lerp_(weight.detach(), share)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What training goes on from."""
+        return {"n_taken": self.n_taken, "trained": self.apart}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`."""
+        self.n_taken = state["n_taken"]
+        for part, value in zip(self.apart, state["trained"], strict=True):
+            part.copy_(value)
+
 
 class TowerOptimizer:
     """Adam for what every step moves, and its sparse form for tables of which a step uses few rows.
 
-    It has what RecBole's trainer asks of an optimizer.
+    It has what RecBole's trainer asks of an optimizer. After an epoch the tower has the ``mean``.
     """
 
     def __init__(self, tower: Tower, learning_rate: float, weight_decay: float = 0.0) -> None:
@@ -41,6 +97,7 @@ class TowerOptimizer:
         rows = [parameter for parameter in learned if id(parameter) in sparse]
         if rows:
             self.parts.append(torch.optim.SparseAdam(rows, lr=learning_rate))
+        self.mean = MeanWeights(learned)
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -59,13 +116,15 @@ class TowerOptimizer:
             group["lr"] = rate * share
 
     def state_dict(self) -> dict[str, Any]:
-        """The averages of all steps."""
-        return {str(number): part.state_dict() for number, part in enumerate(self.parts)}
+        """The averages of all steps, and the weights as the last one left them."""
+        parts = {str(number): part.state_dict() for number, part in enumerate(self.parts)}
+        return {**parts, "mean": self.mean.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a :meth:`state_dict`."""
         for number, part in enumerate(self.parts):
             part.load_state_dict(state[str(number)])
+        self.mean.load_state_dict(state["mean"])
 
 
 class TowerTraining:
@@ -94,7 +153,7 @@ class TowerTraining:
     def run_epoch(
         self, number: int, items: Index, loss_of: Callable[[Index], torch.Tensor]
     ) -> float:
-        """One pass over all training rows in a random order.
+        """One pass over all training rows in a random order; the tower then has the mean weights.
 
         Args:
             number: of the epoch, from 0 on.
@@ -105,8 +164,8 @@ class TowerTraining:
             The mean loss.
 
         Raises:
-            FitError: a loss is no number (the weights are those before that step), or the memory
-                is full.
+            FitError: a loss is no number (the mean is that of the steps before), or the memory is
+                full.
         """
         rng, tower = np.random.default_rng([self.seed, number]), self.tower
         text = tower.text
@@ -117,19 +176,24 @@ class TowerTraining:
         tower.start_epoch(rng)
         batches, total = self._batches(items, rng), 0.0
         together = text.settings.accumulation if text is not None and tower.encoder_learns else 1
+        mean = self.optimizer.mean
+        every = -(-len(batches) // _TAKEN)
         with random_numbers(self.seed + number, tower.items.own.device), _enough_memory():
-            for step, rows in enumerate(batches):
-                loss = loss_of(rows)
-                if not torch.isfinite(loss):
-                    raise FitError(
-                        f"the loss is {loss.item()} at step {step} of epoch {number}; lower "
-                        + ("`finetune_learning_rate` or " if tower.encoder_learns else "")
-                        + "`learning_rate`"
-                    )
-                (loss / together).backward()
-                total += loss.item() * len(rows)
-                if (step + 1) % together == 0 or step + 1 == len(batches):
-                    self._move(step, len(batches))
+            with mean.trained():
+                for step, rows in enumerate(batches):
+                    loss = loss_of(rows)
+                    if not torch.isfinite(loss):
+                        raise FitError(
+                            f"the loss is {loss.item()} at step {step} of epoch {number}; lower "
+                            + ("`finetune_learning_rate` or " if tower.encoder_learns else "")
+                            + "`learning_rate`"
+                        )
+                    (loss / together).backward()
+                    total += loss.item() * len(rows)
+                    if (step + 1) % together == 0 or step + 1 == len(batches):
+                        self._move(step, len(batches))
+                    if (step + 1) % every == 0:
+                        mean.take(_EPOCHS * (len(batches) // every))
             if tower.encoder_learns:
                 tower.refresh()
         return total / max(1, len(items))
