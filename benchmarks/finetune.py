@@ -2,8 +2,9 @@
 
 python benchmarks/finetune.py --data_path DATA --parts cold ratings cold_ratings clicks throughput
 Each cell (part, data set, seed, model) is one file in benchmarks/results/finetune/, so that a
-stopped benchmark goes on with the same command; `finetune.md` there is made of all of them. Of
-several settings the one that validates best counts, and each one's value stands in the cell.
+stopped benchmark goes on with the same command; `finetune.md` there and two tables of the README
+are made of all of them. Of several settings the one that validates best counts, and each one's
+value stands in the cell.
 Biased MF and SVD++ are scikit-surprise's: pip install scikit-surprise==1.1.5.
 """
 
@@ -12,12 +13,13 @@ import importlib.util
 import json
 import tempfile
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from time import perf_counter
 
 import command
 import numpy as np
 import pandas as pd
+import readme
 from cold_start import FITS, LIGHTFM, OURS, make_split
 
 RESULTS = Path(__file__).parent / "results" / "finetune"
@@ -297,9 +299,13 @@ def cell(part, dataset, seed, name, args):
     file.write_text(json.dumps({**made, "best": best, "runs": runs}, indent=1) + "\n")
 
 
-def report():
-    """Tables of all cells that there are."""
-    found = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))]
+def cells():
+    """All that there are."""
+    return [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))]
+
+
+def report_lines(found):
+    """A table of each part, data set and seed."""
     yield "# The trained towers"
     yield "\nOf several settings the best on validation; 2 CPU cores. Ratings are in stars, 1 to 5."
     for part, (_, _, shown) in MEASURES.items():
@@ -319,6 +325,57 @@ def report():
                 )
 
 
+def mean_of(found, part, name, metric, dataset="ml-100k"):
+    """A test metric, the mean over the seeds; None where there is none."""
+    values = [
+        one["best"]["test"].get(metric)
+        for one in found
+        if (one["part"], one["name"], one["dataset"]) == (part, name, dataset)
+    ]
+    return fmean(values) if values and None not in values else None
+
+
+def row_of(name, values, best=()):
+    """A line of a table; values that are the best of their column stand out."""
+    texts = ("–" if value is None else f"{value:.3f}"[value < 1 :] for value in values)
+    marked = (f"**{t}**" if value in best else t for t, value in zip(texts, values, strict=True))
+    return f"| {name} | {' | '.join(marked)} |"
+
+
+def cold_lines(found):
+    """NDCG@10 of cold items among cold ones."""
+    shown = [name for name in COLD if name not in ("frozen, mean", "frozen, no identities", "full")]
+    yield f"| data set | {' | '.join(shown)} |"
+    yield "|---" * (len(shown) + 1) + "|"
+    for dataset in COLD_SETS:
+        metric = MEASURES["cold"][0]
+        yield row_of(dataset, [mean_of(found, "cold", name, metric, dataset) for name in shown])
+
+
+def value_lines(found):
+    """Ratings and clicks of ml-100k."""
+    columns = [("ratings", "rmse"), ("ratings", "mae"), ("clicks", "auc"), ("clicks", "logloss")]
+    names = [
+        "bias only",
+        "biased MF",
+        "SVD++",
+        "FM",
+        "DeepFM",
+        "DCN",
+        "IntentTower",
+        "HybridFusion",
+    ]
+    values = {name: [mean_of(found, part, name, m) for part, m in columns] for name in names}
+    best = [
+        (max if metric == "auc" else min)(row[at] for row in values.values() if row[at] is not None)
+        for at, (_, metric) in enumerate(columns)
+    ]
+    yield "| | test RMSE | test MAE | test AUC | test LogLoss |"
+    yield "|---" * (len(columns) + 1) + "|"
+    for name, row in values.items():
+        yield row_of(name, row, best)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--data_path", type=lambda path: Path(path).resolve())
@@ -335,8 +392,12 @@ def main():
                 for name in MODELS[part]:
                     if args.models is None or name in args.models:
                         cell(part, dataset, seed, name, args)
-                (RESULTS / "finetune.md").write_text("\n".join(report()) + "\n")
-    print("\n".join(report()))
+    found = cells()
+    report = "\n".join(report_lines(found))
+    (RESULTS / "finetune.md").write_text(report + "\n")
+    readme.write_table("towers", cold_lines(found))
+    readme.write_table("values", value_lines(found))
+    print(report)
 
 
 if __name__ == "__main__":

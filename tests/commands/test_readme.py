@@ -57,6 +57,11 @@ def test_the_readmes_code_runs_as_written(folder, number):
             {"cold_start": "readme_lines(found)", "new_users": "new_user_lines(made.fold_ins())"},
         ),
         ("sequence", "sequence.md", {"sequence": "readme_lines(found)"}),
+        (
+            "finetune",
+            "finetune/finetune.md",
+            {"towers": "cold_lines(found)", "values": "value_lines(found)"},
+        ),
     ],
 )
 def test_no_number_of_a_reports_tables_is_typed_by_hand(script, report, tables):
