@@ -16,7 +16,7 @@ from recbole_llm.cold_split import check_no_filters
 from recbole_llm.errors import SettingsError
 from recbole_llm.evaluation import METRIC_NAMES
 from recbole_llm.host.cold_evaluation import apply_cold_eval
-from recbole_llm.host.known_keys import check_keys, recbole_keys
+from recbole_llm.host.known_keys import check_keys, listed_keys, recbole_keys
 from recbole_llm.model_settings import model_keys
 from recbole_llm.scoring import find_device
 from recbole_llm.settings import HistorySettings, RankingSettings, TaskSettings, read_section
@@ -86,11 +86,13 @@ def prepare(config: Any, *, writes_record: bool = False) -> None:
         return
     given = given_settings(config)
     ours = hasattr(config.model_class, "setting_keys")
-    known = recbole_keys(config.model_class) | HOST_KEYS
+    known = listed_keys() | HOST_KEYS
     if ours:
         known |= {key.name for key in config.model_class.setting_keys()}
         # They describe the data, so a data set's own YAML gives them to every model.
         known |= {key.name for key in model_keys(None) if key.section in ("text", "history")}
+    if not known >= given.keys():
+        known |= recbole_keys(config.model_class)  # takes half a second
     for warning in check_keys(given, known, strict=ours, model=config["model"]):
         getLogger().warning(warning)
     if config["benchmark_filename"]:

@@ -147,12 +147,16 @@ def _models_of_class(model_class: type) -> list[tuple[str, Path]]:
 
 
 @cache
+def listed_keys() -> frozenset[str]:
+    """The keys that RecBole lists for every model: most of those that anybody gives."""
+    return _COMMAND_LINE_KEYS | _argument_list() | _yaml_keys(properties_folder() / "overall.yaml")
+
+
+@cache
 def _shared_keys() -> frozenset[str]:
     """The keys that are known whatever the model is."""
-    keys = set(_COMMAND_LINE_KEYS)
-    keys |= _argument_list()
+    keys = set(listed_keys())
     yaml_files = [
-        properties_folder() / "overall.yaml",
         *(properties_folder() / "dataset").glob("*.yaml"),
         *(properties_folder() / "quick_start_config").glob("*.yaml"),
     ]
