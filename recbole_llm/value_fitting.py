@@ -44,6 +44,7 @@ from recbole_llm.values import (
     best_penalty,
     damped_biases,
     fit_regression,
+    held_out_values,
 )
 
 logger = logging.getLogger(__name__)
@@ -142,16 +143,19 @@ def regress(
     signals = [part.factors for part in fitted.values()]
     rows = task.valid
     pairs = PairFeatures(_scores(signals, rows, run), of_users[rows.users], of_items[rows.items])
-    alone = dataclasses.replace(pairs, z_scores=pairs.z_scores[:, :0])
-    for what, read in (("biases alone", alone), ("with all signals", pairs)):
-        penalty, held_out = best_penalty(
-            read, rows.values, scale, is_clicks=task.is_clicks, seed=run.seed
-        )
-        logger.info(
-            f"folds of the validation part, {what}: {_errors(held_out, rows, task)} "
-            f"(penalty {penalty:g})"
-        )
-    found = fit_regression(pairs, rows.values, scale, is_clicks=task.is_clicks, penalty=penalty)
+    is_clicks = task.is_clicks
+    penalty, held_out = best_penalty(pairs, rows.values, scale, is_clicks=is_clicks, seed=run.seed)
+    biases = held_out_values(
+        dataclasses.replace(pairs, z_scores=pairs.z_scores[:, :0]),
+        rows.values,
+        scale,
+        is_clicks=is_clicks,
+        penalty=penalty,
+        seed=run.seed,
+    )
+    for what, values in (("biases alone", biases), ("with all signals", held_out)):
+        logger.info(f"folds of the validation part, {what}: {_errors(values, rows, task)}")
+    found = fit_regression(pairs, rows.values, scale, is_clicks=is_clicks, penalty=penalty)
     constant = (found.of_item * of_items).astype(np.float32)
     constant[0] = 0
     gains = [np.full(task.shape[1], gain, dtype=np.float32) for gain in found.gains]
@@ -159,7 +163,7 @@ def regress(
     user_terms = found.intercept + found.of_user * of_users
     return (
         Fused(gated(signals, gains, constant), weights),
-        Prediction(task.is_clicks, user_terms, scale),
+        Prediction(is_clicks, user_terms, scale),
     )
 
 

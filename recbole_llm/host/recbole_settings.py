@@ -61,7 +61,10 @@ def _check_eval_args(args: Mapping[str, Any], given: Any) -> None:
         if key not in _EVAL_ARGS:
             hint = did_you_mean(key, _EVAL_ARGS) or f"; it takes {', '.join(_EVAL_ARGS)}"
             raise SettingsError(f"`eval_args` has no `{key}`{hint}")
-    shares = (args["split"] or {}).get("RS")
+    split = args["split"]
+    if split is not None and not isinstance(split, Mapping):
+        raise SettingsError(f"`eval_args`: `split` must look like {{RS: [8, 1, 1]}}, got {split!r}")
+    shares = (split or {}).get("RS")
     if shares is not None and not _are_shares(shares):
         raise SettingsError(
             f"`eval_args`: `split: {{RS: {shares}}}` must have three shares, of training, "

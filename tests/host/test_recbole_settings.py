@@ -28,6 +28,7 @@ def config_of(**values):
         ({"val_interval": 3}, "`val_interval` must look like {rating: "),
         ({"checkpoint_dir": ""}, "`checkpoint_dir` is empty"),
         ({"eval_args": {"splt": {"RS": [8, 1, 1]}}}, "no `splt`; did you mean `split`?"),
+        ({"eval_args": {"split": "RS"}}, "`split` must look like {RS: [8, 1, 1]}, got 'RS'"),
         ({"eval_args": {"split": {"RS": [0.8, 0.2]}}}, "`split: {RS: [0.8, 0.2]}` must have three"),
     ],
 )
