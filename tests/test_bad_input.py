@@ -100,6 +100,7 @@ REFUSED = [
     ("good", ["--model=ALS", "--nproc=two"], "`nproc` must be a whole number"),
     ("good", ["--model=ALS", "--seed=abc"], "`seed` must be a number, got 'abc'"),
     ("good", ["--model=ALS", "--device=tpu"], "`device`"),
+    ("good", ["--model=BPR", "--valid_metric=foo"], "`valid_metric` is foo, but `metrics` and"),
     ("good", ["--model=ALS", "--topk=5000", "--valid_metric=NDCG@5000"], "`topk` is 5000"),
     (
         "good",

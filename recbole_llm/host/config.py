@@ -24,6 +24,8 @@ from recbole_llm.tower_network import VALUED, TowerShape
 
 # Read by the host for every model; all else belongs to RecBole or to a model.
 HOST_KEYS = frozenset({"result_file", "device", "cold_eval"})
+# RecBole's metrics that have no cutoff.
+_WHOLE = frozenset({"auc", "gauc", "logloss", "mae", "rmse"})
 _PACKAGES = (
     "recbole_llm",
     "recbole",
@@ -108,15 +110,22 @@ def prepare(config: Any, *, writes_record: bool = False) -> None:
     for key, value in getattr(config.model_class, "host_defaults", {}).items():
         if key not in given:
             config[key] = value
-    # Known to all models, since RecBole reads it wherever it is set.
-    if hasattr(config.model_class, "host_defaults") and "loss_type" in given:
-        raise SettingsError("`loss_type` is for other models of RecBole; write `loss`")
+    if hasattr(config.model_class, "host_defaults"):
+        # Known to all models, since RecBole reads it wherever it is set.
+        if "loss_type" in given:
+            raise SettingsError("`loss_type` is for other models of RecBole; write `loss`")
+        if not config["epochs"]:
+            raise SettingsError("`epochs` must be at least 1, got 0: no epoch makes no tables")
     _set_task(config)
     if ours and "valid_metric" not in given and not task_of(config).is_valued:
         _set_objective(config)
     apply_cold_eval(config)
-    metrics = {f"{m.lower()}@{k}" for m in config["metrics"] for k in config["topk"]}
-    if config["valid_metric"].lower() not in metrics and "@" in config["valid_metric"]:
+    metrics = {
+        name
+        for metric in map(str.lower, config["metrics"])
+        for name in ([metric] if metric in _WHOLE else [f"{metric}@{k}" for k in config["topk"]])
+    }
+    if config["valid_metric"].lower() not in metrics:
         raise SettingsError(
             f"`valid_metric` is {config['valid_metric']}, but `metrics` and `topk` report only "
             f"{', '.join(sorted(metrics))}; set one of these as `valid_metric`"

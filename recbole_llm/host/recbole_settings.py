@@ -31,6 +31,9 @@ class Numbers:
     weight_decay: float = setting(0.0, "L2 penalty of the optimizer.", at_least=0.0)
     eval_step: int = setting(1, "Epochs from one validation to the next; 0: none.", at_least=0)
     stopping_step: int = setting(10, "Validations without a better one that end it.", at_least=0)
+    max_item_list_length: int = setting(
+        50, "Items of a sequence.", key="MAX_ITEM_LIST_LENGTH", at_least=1
+    )
     metric_decimal_place: int = setting(4, "Digits of a metric.", at_least=0)
 
 

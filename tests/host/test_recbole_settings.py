@@ -1,7 +1,5 @@
 """RecBole's own settings are checked before its code takes them as they are."""
 
-import dataclasses
-
 import pytest
 import yaml
 
@@ -9,6 +7,7 @@ from recbole_llm.errors import SettingsError
 from recbole_llm.host.known_keys import properties_folder
 from recbole_llm.host.recbole_settings import Numbers
 from recbole_llm.host.run import read_config
+from recbole_llm.settings import section_keys
 
 
 def config_of(**values):
@@ -24,6 +23,7 @@ def config_of(**values):
         ({"learning_rate": 0}, "`learning_rate` must be above 0.0"),
         ({"train_batch_size": 0}, "`train_batch_size` must be at least 1"),
         ({"stopping_step": None}, "`stopping_step` must be a number, got None"),
+        ({"MAX_ITEM_LIST_LENGTH": 0}, "`MAX_ITEM_LIST_LENGTH` must be at least 1"),
         ({"load_col": ["user_id"]}, "`load_col` must look like {inter: [user_id, item_id]}"),
         ({"val_interval": 3}, "`val_interval` must look like {rating: "),
         ({"checkpoint_dir": ""}, "`checkpoint_dir` is empty"),
@@ -47,5 +47,7 @@ def test_what_is_not_given_stays_as_recbole_has_it():
     config = config_of()
     assert config["train_batch_size"] == 2048
     overall = yaml.safe_load((properties_folder() / "overall.yaml").read_text())
-    numbers = dataclasses.asdict(Numbers())
-    assert numbers == {key: overall[key] for key in numbers}
+    overall |= yaml.safe_load((properties_folder() / "dataset" / "sample.yaml").read_text())
+    assert {key.name: key.default for key in section_keys("recbole", Numbers)} == {
+        key.name: overall[key.name] for key in section_keys("recbole", Numbers)
+    }

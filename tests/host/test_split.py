@@ -141,7 +141,7 @@ def test_command_splits_recboles_bundled_data_set(tmp_path, capsys):
         ({"learning_rate": "0.1"}, SettingsError, "unknown setting `learning_rate`"),
         ({"user_inter_num_interval": "5"}, SettingsError, "`5` is no interval"),
         ({"val_interval": "{'starz': '[3,5)'}"}, DataError, "starz"),
-        ({"val_interval": "stars"}, DataError, "RecBole cannot load it"),
+        ({"val_interval": "stars"}, SettingsError, "`val_interval` must look like"),
         ({"user_inter_num_interval": "[500,inf)"}, DataError, "empty"),
         ({"USER_ID_FIELD": "user"}, SettingsError, "`USER_ID_FIELD`"),
         ({"data_path": "nowhere"}, DataError, "nowhere"),

@@ -80,6 +80,7 @@ def test_a_visitor_of_a_model_of_ratings_gets_what_is_like_her_likes(
         ({"loss": "mse", "load_col": {"inter": ["user_id", "item_id"]}}, "`loss: mse` needs rat"),
         ({"loss": "mse", "metrics": ["NDCG"]}, "`metrics` holds NDCG"),
         ({"loss": "hinge"}, "`loss` must be one of"),
+        ({"epochs": 0}, "`epochs` must be at least 1, got 0"),
         ({"loss_type": "CE"}, "`loss_type` is for other models of RecBole; write `loss`"),
         ({"loss": "bce", "LABEL_FIELD": "rating"}, "learns clicks, 0 or 1, and `rating` holds"),
         ({"finetune": "full"}, "`encoder` has lexical; name `bert`"),
