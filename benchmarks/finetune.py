@@ -26,7 +26,8 @@ RESULTS = Path(__file__).parent / "results" / "finetune"
 COLD_SETS = ("amazon-scientific", "ml-latest-small-text", "citeulike-a", "ml-100k")
 
 SLOW = {"learning_rate": 0.002}
-FROZEN = [{}, SLOW]
+NO_IDENTITIES = {"intent_tower_identities": False}
+FROZEN = [{}, SLOW, NO_IDENTITIES]
 TUNED = [
     {"finetune_learning_rate": 1e-4, "epochs": 5},
     {"finetune_learning_rate": 3e-4, **SLOW, "finetune_head_epochs": 1, "epochs": 6},
@@ -35,7 +36,7 @@ COLD = {
     "text map": ("HybridFusion", [{"signals": "text_map"}]),
     "frozen": ("IntentTower", FROZEN),
     "frozen, mean": ("IntentTower", [{"user_tower": "mean"}]),
-    "frozen, no identities": ("IntentTower", [{"intent_tower_identities": False}]),
+    "frozen, no identities": ("IntentTower", [NO_IDENTITIES]),
     "last_n": ("IntentTower", [{"finetune": "last_n", **tuned} for tuned in TUNED]),
     # Small matrices that start from nothing take greater steps than pretrained ones.
     "lora": (
@@ -288,15 +289,26 @@ def cell(part, dataset, seed, name, args):
     if model in SURPRISE and importlib.util.find_spec("surprise") is None:
         print(f"{name}: left out, pip install scikit-surprise==1.1.5")
         return
+    made = {"part": part, "dataset": dataset, "seed": seed}
+    # An ablation is one of the settings that another row chooses from.
+    there = [
+        run
+        for other in cells()
+        if made.items() <= other.items() and MODELS[part][other["name"]][0] == model
+        for run in other["runs"]
+    ]
     runs = []
     for settings in grid:
+        same = [run for run in there if run["settings"] == settings]
+        if same:
+            runs += same[:1]
+            continue
         start = perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             found = run_of(part, model, dataset, seed, settings, args, Path(folder))
         runs.append({"settings": settings, **found, "wall_seconds": perf_counter() - start})
     best = (max if more else min)(runs, key=lambda run: run["valid"][metric])
-    made = {"part": part, "dataset": dataset, "seed": seed, "name": name}
-    file.write_text(json.dumps({**made, "best": best, "runs": runs}, indent=1) + "\n")
+    file.write_text(json.dumps({**made, "name": name, "best": best, "runs": runs}, indent=1) + "\n")
 
 
 def cells():
