@@ -38,7 +38,8 @@ def _guarded(command: Callable[[], int]) -> int:
         return 1
     except KeyboardInterrupt:
         pass  # with its frames the open progress bars end, which would write after the line below
-    print("stopped by Ctrl-C; what was saved before is kept", file=sys.stderr)
+    # A bar that was stopped while it ended has left its line open.
+    print("\nstopped by Ctrl-C; what was saved before is kept", file=sys.stderr)
     return 130
 
 
