@@ -213,10 +213,7 @@ def _from_dates(strings: pd.Series, sample: pd.Series) -> Times:
     seconds = parsed[best]
     left = seconds.isna() & (strings != "")
     if left.any():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            mixed = _parse(strings[left], "mixed")
-        seconds = seconds.where(~left, mixed.reindex(seconds.index))
+        seconds = seconds.where(~left, _parse(strings[left], "mixed").reindex(seconds.index))
     if best == "ISO8601":
         return Times(seconds, "ISO dates")
     other = best.replace("%m", "%?").replace("%d", "%m").replace("%?", "%d")

@@ -107,10 +107,10 @@ def prepare(config: Any, *, writes_record: bool = False) -> None:
         )
     if "device" in given:
         config["device"] = find_device(str(given["device"]))
-    for key, value in getattr(config.model_class, "host_defaults", {}).items():
-        if key not in given:
-            config[key] = value
     if hasattr(config.model_class, "host_defaults"):
+        for key, value in config.model_class.host_defaults.items():
+            if key not in given:
+                config[key] = value
         # Known to all models, since RecBole reads it wherever it is set.
         if "loss_type" in given:
             raise SettingsError("`loss_type` is for other models of RecBole; write `loss`")

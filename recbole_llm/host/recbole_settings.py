@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recbole_llm.errors import SettingsError, did_you_mean
+from recbole_llm.host.config import given_settings
 from recbole_llm.settings import read_section, section_keys, setting
 
 # What mappings look like.
@@ -46,7 +47,7 @@ def check_recbole_settings(config: Any) -> None:
     Raises:
         SettingsError: names the setting and what it takes.
     """
-    given = config.external_config_dict
+    given = given_settings(config)
     numbers = read_section(Numbers, given)
     for key in section_keys("recbole", Numbers):
         if key.name in given:
