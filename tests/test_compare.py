@@ -206,11 +206,13 @@ def test_a_grown_set_keeps_activity_popularity_and_texts():
     np.testing.assert_array_equal(again[1], items)
 
 
-def test_a_set_can_shrink():
+def test_a_set_does_not_shrink():
     real = real_set()
-    users, items, texts = growth.grow(real, len(real.users) // 3, seed=4)
-    assert 0 < len(users) < len(real.users) / 2
-    assert items.max() < len(texts) < len(real.texts)
+    users, items, _ = growth.grow(real, len(real.users), seed=4)
+    np.testing.assert_array_equal(np.sort(np.bincount(users)), np.sort(np.bincount(real.users)))
+    np.testing.assert_array_equal(np.sort(np.bincount(items)), np.sort(np.bincount(real.items)))
+    with pytest.raises(ValueError, match="are fewer than"):
+        growth.grow(real, len(real.users) - 1, seed=4)
 
 
 # Cells
@@ -374,7 +376,11 @@ def test_every_peer_starts_from_settings_of_its_space():
         (("--datasets", "ml-100"), "did you mean `ml-100k`?"),
         (("--data_path", "/nowhere/at/all"), "there is no folder /nowhere/at/all"),
         (("--budget", "-1"), "`budget` must be above 0, got -1"),
-        (("--sizes", "10"), "`sizes` must be at least 1,000, got 10"),
+        (
+            ("--parts", "costs", "--sizes", "1e4"),
+            "`sizes` must be at least 100,000, which ml-100k has; got 10,000",
+        ),
+        (("--parts", "costs", "--like", "ml-100"), "`like`: there is no data set `ml-100`"),
         (("--report",), "there is no result in out"),
     ],
 )
@@ -484,6 +490,26 @@ def test_exponents_are_those_of_the_costs(tmp_path):
     assert "| of the larger half |" in lines
     assert "| 48,000 | 64 | 95 | 100 | 0.95 |" in lines
     assert "costs, item_item: full (9 interactions)" in lines
+
+
+def test_real_costs(tmp_path, capsys):
+    """A size is grown, fitted in a process of its own, ranked and scored."""
+    shop = tmp_path / "data" / "shop"
+    growth.write(real_set(), len(real_set().users), 0, shop)
+    work, out = tmp_path / "work", tmp_path / "out"
+    given = ["--data_path", str(shop.parent), "--work", str(work), "--out", str(out)]
+    given += ["--parts", "costs", "--like", "shop", "--sizes", "1500"]
+    assert main(given) == 0
+    cell, alone = Collected.read(out).costs
+    assert (cell["costs"], alone["costs"]) == ("tables", "item_item")
+    assert cell["n_interactions"] == alone["n_interactions"] == pytest.approx(1500, rel=0.02)
+    assert cell["seconds"].keys() >= {"load", "encode", "signals", "tune"}
+    assert cell["texts"]["encoded"] > 0
+    assert all(part["ours"] > 0 and part["implicit"] > 0 for part in cell["scoring"])
+    assert not any((work / "grown").iterdir())
+    capsys.readouterr()
+    assert main(given) == 0  # they are there
+    assert capsys.readouterr().out.startswith("REPORT.md: 2 cells")
 
 
 # What is committed

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.compare import costs, grid, report
+from benchmarks import places
+from benchmarks.compare import costs, grid, growth, report
 from benchmarks.compare.cells import (
     ROOT,
     Bench,
@@ -27,8 +28,6 @@ from benchmarks.compare.data import Place
 from recbole_llm.errors import did_you_mean
 
 PARTS = ("models", "ablations", "costs")
-# Interactions; of fewer a data set has too few items to rank.
-_SMALLEST = 1000
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -82,10 +81,15 @@ def check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value <= 0:
             raise CompareError(f"`{name}` must be above 0, got {value:g}")
-    if min(args.sizes) < _SMALLEST:
-        raise CompareError(f"`sizes` must be at least {_SMALLEST:,}, got {min(args.sizes):,}")
-    if "costs" in args.parts and place.missing(args.like):
-        raise CompareError(f"`like`: {place.missing(args.like)}")
+    if "costs" in args.parts and not args.report:
+        if place.missing(args.like):
+            raise CompareError(f"`like`: {place.missing(args.like)}")
+        smallest = len(growth.Real.read(places.source_of(args.like, args.data_path)).users)
+        if min(args.sizes) < smallest:
+            raise CompareError(
+                f"`sizes` must be at least {smallest:,}, which {args.like} has; got "
+                f"{min(args.sizes):,}"
+            )
 
 
 def datasets_of(args: argparse.Namespace) -> list[str]:
@@ -113,7 +117,10 @@ def seeds_of(args: argparse.Namespace, dataset: str) -> list[int]:
 def models_of(args: argparse.Namespace) -> list[str]:
     """Models, then ablations; HybridFusion comes first, since others go on from it."""
     suite = grid.SUITES[args.suite]
-    parts = {"models": (suite.models, grid.MODELS), "ablations": (suite.ablations, grid.ABLATIONS)}
+    parts: dict[str, tuple[tuple[str, ...], Iterable[str]]] = {
+        "models": (suite.models, grid.MODELS),
+        "ablations": (suite.ablations, grid.ABLATIONS),
+    }
     return [
         name
         for part, (usual, table) in parts.items()

@@ -24,6 +24,7 @@ from recbole_llm.factors import Factors
 from recbole_llm.fitting import FitReport
 from recbole_llm.host.config import prepare
 from recbole_llm.host.run import load_parts, read_config
+from recbole_llm.item_form import ItemForm
 from recbole_llm.newcomers import Newcomers
 from recbole_llm.saved_tables import SavedTables
 from recbole_llm.serving import Recommender
@@ -63,7 +64,7 @@ class Phases:
             with self.phase(name), timed(report, name):
                 yield
 
-        FitReport.timed = measured  # type: ignore[method-assign]
+        FitReport.timed = measured  # type: ignore[method-assign, assignment]
 
 
 def forget_peak() -> None:
@@ -120,11 +121,18 @@ def _rates(known: Any, asked: np.ndarray, dims: int, seed: int) -> dict[str, flo
 def _ours(users: np.ndarray, items: np.ndarray, known: Any, seed: int) -> Recommender:
     everyone, everything = (tuple(map(str, range(size))) for size in known.shape)
     block = Factors.of(users, items.copy(), np.ones(len(items), dtype=bool))
-    blank = ("",) * len(everything)
     tables = SavedTables(
-        (block,), everyone, everything, blank, (), known, None, Newcomers((), 0.0, {}),
-        {"seed": seed},
-    )  # fmt: skip
+        blocks=(block,),
+        user_ids=everyone,
+        item_ids=everything,
+        item_titles=("",) * len(everything),
+        item_texts=(),
+        item_form=ItemForm("item_id"),
+        known=known,
+        age=None,
+        newcomers=Newcomers((), 0.0, {}),
+        facts={"seed": seed},
+    )
     return Recommender(tables, device="cpu")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +183,7 @@ def _ranges() -> list[tuple[Any, Any]]:
     return [(str(low), high) for low, high in zip(EDGES, ends, strict=True)]
 
 
-def sizes(costs: list[Mapping[str, Any]]) -> Any:
+def sizes(costs: Sequence[Mapping[str, Any]]) -> Any:
     """Seconds and memory of each phase by the number of interactions."""
     variants = list(dict.fromkeys(cell["costs"] for cell in costs))
     figure, axes = plt.subplots(

@@ -57,7 +57,8 @@ def main() -> None:
     name, dataset = values.pop("model"), values.pop("dataset")
     started = perf_counter()
     text_stand_ins.register_all()
-    own, host = ({}, name)
+    own: dict[str, Any] = {}
+    host = name
     if name in externals.MODELS:
         own, values = externals.split_settings(name, values)
         host = externals.HOST

@@ -46,12 +46,18 @@ class Real:
 
 
 def grow(real: Real, n_interactions: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Users and items of about so many interactions, and the items' texts."""
+    """Users and items of about so many interactions, and the items' texts.
+
+    Raises:
+        ValueError: there are more in the real set.
+    """
+    if n_interactions < len(real.users):
+        raise ValueError(f"{n_interactions:,} interactions are fewer than the {len(real.users):,}")
     rng = np.random.default_rng(seed)
     factor = n_interactions / len(real.users)
     n_real_users, n_real_items = real.users.max() + 1, real.items.max() + 1
-    users = _copies(n_real_users, max(2, round(factor * n_real_users)), rng)
-    items = _copies(n_real_items, max(2, round(factor * n_real_items)), rng)
+    users = _copies(n_real_users, round(factor * n_real_users), rng)
+    items = _copies(n_real_items, round(factor * n_real_items), rng)
     order = np.argsort(real.users, kind="stable")
     begins = np.searchsorted(real.users[order], np.arange(n_real_users + 1))
     lengths = np.diff(begins)[users]
@@ -61,10 +67,7 @@ def grow(real: Real, n_interactions: int, seed: int) -> tuple[np.ndarray, np.nda
     # The copies of each item stand together in `by_item`.
     by_item = np.argsort(items, kind="stable")
     first = np.searchsorted(items[by_item], np.arange(n_real_items + 1))
-    n_copies = np.diff(first)[old_items]
-    kept = n_copies > 0  # a set that shrinks loses items
-    new_users, old_items = new_users[kept], old_items[kept]
-    dealt = _dealt(old_items, rng) % n_copies[kept]
+    dealt = _dealt(old_items, rng) % np.diff(first)[old_items]
     return new_users, by_item[first[old_items] + dealt], _texts(real.texts, items, rng)
 
 

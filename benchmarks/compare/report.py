@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import readme
-from benchmarks.compare import grid, report_costs
+from benchmarks.compare import grid, paired, report_costs
 from benchmarks.compare.cells import FORMAT, ROOT, CompareError
 from benchmarks.compare.collected import Collected, Key, first_seed, mean_ndcg, mean_of
 from benchmarks.compare.markdown import number, paragraph, seconds, table
@@ -254,19 +254,21 @@ def _quality(collected: Collected, key: Key) -> Iterator[str]:
     rows = []
     for name in sorted(models, key=lambda name: -mean_ndcg(collected, key, name)):
         runs = models[name]
-        difference, p, word = collected.comparisons[key].get(name, (None, None, ""))
+        found = collected.comparisons[key].get(name)
         rows.append(
             [
                 _label(name),
                 len(runs),
                 *(mean_of(runs, "test", f"{part}_{metric}") for metric in names),
-                interval(difference) if difference else "",
-                _p(p) if difference else "",
-                _verdict(word),
+                *(_compared(*found) if found else ("", "", "")),
                 _fits(runs),
             ]
         )
     yield from table(head, rows)
+
+
+def _compared(difference: paired.Difference, p: float, word: str) -> tuple[str, str, str]:
+    return interval(difference), _p(p), _verdict(word)
 
 
 def _fits(runs: Mapping[int, Mapping[str, Any]]) -> str:
@@ -290,8 +292,10 @@ def _beyond(collected: Collected, key: Key) -> Iterator[str]:
     models = collected.models(key)
     columns = ("coverage@10", "gini@10", "popularity@10")
     slices = ("warm_ndcg@10", "cold_ndcg@10", "cold_in_all_ndcg@10")
-    titles = ("coverage@10", "Gini@10", "mean popularity@10")
-    titles += ("NDCG@10 warm among warm", "cold among cold", "cold among all")
+    titles = (
+        *("coverage@10", "Gini@10", "mean popularity@10"),
+        *("NDCG@10 warm among warm", "cold among cold", "cold among all"),
+    )
     rows = [
         [
             _label(name),
@@ -304,8 +308,10 @@ def _beyond(collected: Collected, key: Key) -> Iterator[str]:
 
 
 def _spent(collected: Collected, key: Key) -> Iterator[str]:
-    head = ("model", "tuning s", "s of the best fit", "of which encoding", "users scored a second")
-    head += ("peak MB", "model MB")
+    head = (
+        *("model", "tuning s", "s of the best fit", "of which encoding", "users scored a second"),
+        *("peak MB", "model MB"),
+    )
     rows = []
     for name, runs in collected.models(key).items():
         first = first_seed(runs)

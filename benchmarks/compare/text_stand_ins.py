@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from recbole_llm import encoders
 from recbole_llm.encoders import EncoderOptions
 from recbole_llm.factors import unit_rows
 
+RowsOf = Callable[[Sequence[str]], np.ndarray]
 #: As wide as MiniLM's rows.
 DIMENSIONS = 384
 
@@ -27,7 +29,7 @@ class StandIn:
     """
 
     name: str
-    rows_of: Callable[[Sequence[str]], np.ndarray]
+    rows_of: RowsOf
     options: EncoderOptions
     contextual = True
 
@@ -71,6 +73,8 @@ def hashed(texts: Sequence[str]) -> np.ndarray:
 def register_all() -> None:
     """Make `encoder: noise` and `encoder: hashing` known in this process."""
     for name, rows_of in (("noise", noise), ("hashing", hashed)):
-        encoders.register(
-            name, lambda argument, options, name=name, of=rows_of: StandIn(name, of, options)
-        )
+        encoders.register(name, partial(_stand_in, name, rows_of))
+
+
+def _stand_in(name: str, rows_of: RowsOf, argument: str | None, options: EncoderOptions) -> StandIn:
+    return StandIn(name, rows_of, options)
