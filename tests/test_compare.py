@@ -326,6 +326,28 @@ def test_a_report_is_of_the_newest_version_where_the_running_one_has_none(tmp_pa
     assert Collected.read(tmp_path / "out").version == "0.0.10"
 
 
+def test_a_complete_grid_takes_what_fits_took_in_proportion_where_none_was(tmp_path, fake_fits):
+    """Five fits of one setting, 24 of a searched one; online-retail is twice ml-100k."""
+    only = ("--seeds", "1", "--models", "HybridFusion", "ItemKNN")
+    assert main(arguments(tmp_path, *only)) == 0
+    out = tmp_path / "out"
+    for stem, hours in (("hybridfusion", 1), ("itemknn", 2)):
+        file = out / f"ml-100k-random-1-{stem}.json"
+        cell = json.loads(file.read_text())
+        cell["fits"] = [{**cell["fits"][0], "seconds": 3600 * hours}]
+        file.write_text(json.dumps(cell))
+        if stem == "hybridfusion":
+            cell |= {"dataset": "online-retail", "n_train": 2 * cell["n_train"]}
+            cell["fits"][0]["seconds"] = 3600 * 3
+            (out / "online-retail-random-1-hybridfusion.json").write_text(json.dumps(cell))
+            users = file.with_suffix(".npz").read_bytes()
+            (out / "online-retail-random-1-hybridfusion.npz").write_bytes(users)
+    text = " ".join(report.text_of(Collected.read(out), out, out).split())
+    assert f"would take about {5 * (1 + 3) + 24 * (2 + 4)} hours" in text
+    assert "the 1 pairs of model and data set that have not been measured" in text
+    assert "nowhere measured: ALS, BPR," in text
+
+
 def test_the_same_cells_give_the_same_report(tmp_path, fake_fits, capsys):
     assert main(arguments(tmp_path, *MODELS)) == 0
     out = tmp_path / "out"
