@@ -50,6 +50,8 @@ class ALSSignal(SingleSignal):
 
     completed: ClassVar[bool] = True
     seeded: ClassVar[bool] = True
+    # After six sweeps settings stand in nearly the order that they end in; after four they do not.
+    brief: ClassVar[Mapping[str, Any]] = {"iterations": 6}
     # Dense films want a strong penalty, sparse shops a high confidence; the penalty and the
     # confidence trade off along the line between them.
     starts: ClassVar[Sequence[Mapping[str, Any]]] = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,18 @@ from recbole_llm.tuning.recency import Recency
 from recbole_llm.tuning.spaces import Parameter
 from recbole_llm.tuning.trials import maximise
 
+# Entries of the interactions from which on settings are compared after brief fits.
+_MANY = 1 << 20
 # A search compares settings with each other: some thousand users tell them apart.
 _SEARCH_USERS = 4000
 
 
 @dataclass(frozen=True)
 class Found:
-    """The best of the settings tried: the signal, its tables as it learned them, its metric."""
+    """The best of the settings tried: the signal, its tables as it learned them, its metric.
+
+    After a search by brief fits the metric is that of the brief one.
+    """
 
     signal: Signal
     factors: Factors
@@ -57,6 +62,9 @@ def search_signal(
 ) -> Found:
     """Fit a signal with several settings and keep the one that validates best.
 
+    On many interactions they are compared after fits that a signal calls brief, and the best is
+    then fitted in full.
+
     Where a decay of the histories will be chosen, all are judged by rows that forget as those of
     the first settings do best: what is best at remembering all may be poor at what comes next.
 
@@ -76,6 +84,7 @@ def search_signal(
     space = search_space(signal, fixed)
     sample = validation.sample(_SEARCH_USERS, seed=run.seed)
     recency = Recency.of(signal, data, validation, metric, run)
+    brief = _brief(signal) if data.interactions.nnz >= _MANY else {}
     decay: float | None = None
     best: Found | None = None
     starts = [
@@ -84,7 +93,7 @@ def search_signal(
 
     def objective(values: dict[str, Any]) -> float:
         nonlocal best, decay
-        candidate = with_settings(signal, values)
+        candidate = with_settings(signal, {**values, **brief})
         candidate, factors = fit_cached(candidate, data, run)
         if recency is None:
             value = evaluate([standardise(factors)], sample, metric, run.device)
@@ -106,4 +115,13 @@ def search_signal(
         progress=run.progress,
     )
     assert best is not None
-    return best
+    if not brief:
+        return best
+    whole = with_settings(best.signal, {name: getattr(signal, name) for name in brief})
+    return Found(*fit_cached(whole, data, run), best.value, n_trials)
+
+
+def _brief(signal: Signal) -> dict[str, Any]:
+    """What of a signal's settings makes a fit shorter that still tells good settings from poor."""
+    shorter: Mapping[str, Any] = getattr(signal, "brief", {})
+    return {name: value for name, value in shorter.items() if value < getattr(signal, name)}

@@ -13,6 +13,7 @@ from recbole_llm.signals import SIGNALS
 from recbole_llm.signals.base import with_settings
 from recbole_llm.testing.signals import ENCODER, check_newcomers, small_data
 from recbole_llm.training_data import History, TrainingData, entries, with_entries
+from recbole_llm.tuning import signal_search
 from recbole_llm.tuning.recency import choose_decay
 from recbole_llm.tuning.signal_search import search_signal
 
@@ -131,6 +132,28 @@ def test_a_search_judges_settings_by_rows_that_forget():
     assert found.value == pytest.approx(max(expected))
     assert found.signal == tried[int(np.argmax(expected))]
     assert found.signal.history_decay is None
+
+
+def test_on_many_interactions_settings_are_compared_after_brief_fits(monkeypatch):
+    data, validation = tastes_that_change()
+    signal = variant("als", iterations=9)
+    tried = [with_settings(signal, start) for start in signal.starts]
+    monkeypatch.setattr(signal_search, "_MANY", data.interactions.nnz)
+    validation = dataclasses.replace(validation, is_later=False)
+    brief = [with_settings(one, {"iterations": 6}).fit(data, RUN) for one in tried]
+    values = [evaluate([standardise(factors)], validation, METRIC) for factors in brief]
+    found = search_signal(
+        "als", signal, data, validation, METRIC, RUN, n_trials=len(tried), fixed=()
+    )
+    assert found.signal == tried[int(np.argmax(values))]
+    assert found.signal.iterations == 9
+    np.testing.assert_array_equal(found.factors.items, found.signal.fit(data, RUN).items)
+    monkeypatch.setattr(signal_search, "_MANY", data.interactions.nnz + 1)
+    in_full = search_signal(
+        "als", signal, data, validation, METRIC, RUN, n_trials=len(tried), fixed=()
+    )
+    each = [evaluate([standardise(one.fit(data, RUN))], validation, METRIC) for one in tried]
+    assert in_full.signal == tried[int(np.argmax(each))]
 
 
 def test_nothing_is_chosen_where_recency_cannot_be_judged():
