@@ -45,9 +45,12 @@ def lines_of(collected: Collected, prefix: str) -> Iterator[str]:
 
 
 def phase_of(cell: Mapping[str, Any], phase: str, kind: str) -> float:
-    """Seconds or MB of a phase of a cell of the cost curves."""
-    found = cell["seconds" if kind == "seconds" else "peak_mb"].get(phase, float("nan"))
-    return found if kind == "seconds" else max(1.0, found - cell["base_mb"])
+    """Seconds or MB of a phase of a cell of the cost curves; NaN where it had none."""
+    if phase not in cell["seconds"]:
+        return float("nan")
+    if kind == "seconds":
+        return float(cell["seconds"][phase])
+    return max(1.0, cell["peak_mb"][phase] - cell["base_mb"])
 
 
 def _sizes(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:

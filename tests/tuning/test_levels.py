@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from recbole_llm import fitting
 from recbole_llm.errors import SettingsError
 from recbole_llm.evaluation import Metric, Validation, evaluate
 from recbole_llm.factors import gated, standardise
@@ -103,6 +104,17 @@ def test_weights_that_are_set_are_used_and_those_not_named_count_nothing():
     assert report.trials_per_second is None
     assert {signal.gain for signal in newcomers.signals} == {0.7, 0.2}
     assert len(blocks) == 1  # the item-item table, which stands apart, is left out
+
+
+def test_of_many_users_a_sample_judges_what_was_fitted(monkeypatch):
+    monkeypatch.setattr(fitting, "_JUDGED_USERS", 20)
+    blocks, report, _ = fitted(fusion="weighted_sum")
+    data, wanted = halves()
+    whole = Validation.of(data.binary, wanted)
+    sample = whole.sample(20, seed=RUN.seed)
+    assert len(sample.users) == 20 < len(whole.users)
+    assert report.fused == pytest.approx(evaluate(blocks, sample, METRIC))
+    assert report.fused != pytest.approx(evaluate(blocks, whole, METRIC))
 
 
 def test_words_on_the_command_line_may_name_a_signal_with_a_colon():
