@@ -134,7 +134,7 @@ def _head(collected: Collected) -> Iterator[str]:
 
 def _machine(facts: Mapping[str, Any]) -> str:
     return (
-        f"{facts['processor']}, {facts['cores']} cores ({facts['threads']} threads a fit), "
+        f"{facts['processor']}, {facts['cores']} cores (threads a fit: {facts['threads']}), "
         f"{facts['memory_gb']:g} GB, {facts['system']}, Python {facts['python']}"
     )
 
