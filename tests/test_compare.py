@@ -308,7 +308,7 @@ def test_results_of_another_version_are_kept_and_not_mixed_in(tmp_path, fake_fit
         file.write_text(json.dumps({**cell, "version": "0.0.1"}))
     assert main([*arguments(tmp_path), "--report"]) == 0
     assert "2 files of other versions are kept and not mixed in" in capsys.readouterr().out
-    assert "ItemKNN" not in (out / "REPORT.md").read_text()
+    assert "| ItemKNN |" not in (out / "REPORT.md").read_text()
     fake_fits.clear()
     assert main(arguments(tmp_path, *MODELS)) == 0
     assert {cell.model for cell, _ in fake_fits} == {"ItemKNN"}
