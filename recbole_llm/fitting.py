@@ -127,15 +127,13 @@ def fit_model(
         SettingsError: an encoder cannot be had.
     """
     report = FitReport(metric=str(metric) if validation else None)
-    if validation is not None:
-        validation = validation.sample(_JUDGED_USERS, seed=run.seed)
     source = encode(data, user_texts, settings, run, report)
     with report.timed("signals"):
         fitted = fit_signals(source, validation, settings, metric, run, report)
     with report.timed("tune"):
         fused = fuse(fitted, source, validation, settings, metric, run, report)
         if len(fitted) > 1 and validation is not None:
-            report.fused = evaluate(fused.blocks, validation, metric, run.device)
+            report.fused = _judged(fused.blocks, validation, metric, run)
     _log(report, metric)
     _plot(report, metric, settings.fusion.exposure_plot)
     return fused.blocks, report, newcomers_of(fitted, fused, source)
@@ -324,7 +322,7 @@ def fit_signals(
             continue
         fitted[label] = for_all(signal, factors, source, settings, run)
         factors = fitted[label].factors
-        value = evaluate([factors], validation, metric, run.device) if validation else None
+        value = _judged([factors], validation, metric, run) if validation else None
         report.signals[label] = value
         report.settings[label] = dataclasses.asdict(signal)  # type: ignore[call-overload]
         alone = f"alone {metric} {value:.4f} on the validation split" if value else "fitted"
@@ -336,6 +334,14 @@ def fit_signals(
     if not fitted:
         raise DataError("nothing to learn from: " + "; ".join(dict.fromkeys(skipped.values())))
     return fitted
+
+
+def _judged(
+    blocks: Sequence[Factors], validation: Validation, metric: Metric, run: RunOptions
+) -> float:
+    """The metric for the report; what is chosen by validation is chosen elsewhere."""
+    sample = validation.sample(_JUDGED_USERS, seed=run.seed)
+    return evaluate(blocks, sample, metric, run.device)
 
 
 def _fit_one(

@@ -356,9 +356,7 @@ def _ablations(collected: Collected) -> Iterator[str]:
             found = collected.comparisons[key].get(name)
             label = "popularity alone" if name == "popularity" else name
             value = mean_ndcg(collected, key, name)
-            tail = ["", "", ""]
-            if found:
-                tail = [interval(found[0]), _p(found[1]), _verdict(found[2])]
+            tail = _compared(*found) if found else ("", "", "")
             rows.append([label, len(collected.cells[key][name]), value, *tail])
         yield from table(
             ("", "seeds", "NDCG@10", "the whole ahead by [95 %]", "p, corrected", ""), rows
@@ -414,18 +412,17 @@ def _hours(collected: Collected) -> Iterator[str]:
         for cell in runs.values()
     }
     total, n_guessed, unknown = 0.0, 0, set()
-    for dataset in full.datasets:
-        for name, entry in grid.MODELS.items():
-            measured = _seconds_a_fit(collected, name)
+    for name, entry in grid.MODELS.items():
+        measured = _seconds_a_fit(collected, name)
+        searched = bool(entry.space) and entry.n_own is None
+        n_fits = (full.fits if searched else 1) + full.n_seeds - 1
+        for dataset in full.datasets:
             if dataset not in sizes or not measured:
                 unknown.add(name if dataset in sizes else dataset)
                 continue
-            if dataset not in measured:
-                n_guessed += 1
+            n_guessed += dataset not in measured
             # Of those that were measured, the nearest in size.
             near = min(measured, key=lambda one: abs(math.log(sizes[one] / sizes[dataset])))
-            searched = bool(entry.space) and entry.n_own is None
-            n_fits = (full.fits if searched else 1) + full.n_seeds - 1
             total += n_fits * measured[near] * sizes[dataset] / sizes[near]
     yield from ("## A complete grid", "")
     told = (
