@@ -107,7 +107,7 @@ class Results:
             "version": self.version,
             "date": datetime.now(timezone.utc).date().isoformat(),
             "machine": machine(),
-            "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+            "libraries": _versions(),
             **facts,
         }
         unfinished = file.with_suffix(".unfinished")
@@ -152,6 +152,12 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CompareError(f"{file.name} is no cell; remove it")
     return found
+
+
+def _versions() -> dict[str, str]:
+    needed = sorted({entry.needs for entry in grid.MODELS.values() if entry.needs})
+    peers = [name for name in needed if importlib.util.find_spec(name)]
+    return {name: importlib.metadata.version(name) for name in (*_LIBRARIES, *peers)}
 
 
 def machine() -> dict[str, Any]:

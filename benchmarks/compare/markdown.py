@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -15,6 +15,14 @@ def paragraph(text: str, indent: str = "") -> Iterator[str]:
     )
     if not indent:
         yield ""
+
+
+def machine_line(facts: Mapping[str, Any]) -> str:
+    """What figures depend on, as cells keep it."""
+    return (
+        f"{facts['processor']}, {facts['cores']} cores (threads a fit: {facts['threads']}), "
+        f"{facts['memory_gb']:g} GB, {facts['system']}, Python {facts['python']}"
+    )
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:

@@ -12,7 +12,7 @@ from benchmarks import readme
 from benchmarks.compare import grid, paired, report_costs
 from benchmarks.compare.cells import FORMAT, ROOT, CompareError
 from benchmarks.compare.collected import Collected, Key, first_seed, mean_ndcg, mean_of
-from benchmarks.compare.markdown import number, paragraph, seconds, table
+from benchmarks.compare.markdown import machine_line, number, paragraph, seconds, table
 
 TITLES = {
     "random": "RecBole's random split (8:1:1)",
@@ -106,8 +106,10 @@ def _verdict(word: str) -> str:
 def _head(collected: Collected) -> Iterator[str]:
     cells = list(collected.all_cells())
     days = sorted({cell["date"] for cell in cells} | {c["date"] for c in collected.failed})
-    machines = sorted({_machine(cell["machine"]) for cell in cells})
-    libraries = cells[0]["libraries"] if cells else {}
+    machines = sorted({machine_line(cell["machine"]) for cell in cells if "costs" not in cell})
+    libraries = dict.fromkeys(
+        f"{name} {version}" for cell in cells for name, version in cell["libraries"].items()
+    )
     hours = sum(c.get("wall_seconds", c.get("total_seconds", 0)) for c in cells) / 3600
     budgets = sorted({(c["budget"]["fits"], c["budget"]["minutes"]) for c in cells if "fits" in c})
     yield from ("# HybridFusion and classic collaborative filtering", "")
@@ -119,7 +121,7 @@ def _head(collected: Collected) -> Iterator[str]:
         f"recbole_llm {collected.version}, format {FORMAT}, {days[0]} to {days[-1]}, {hours:.1f} "
         f"hours of work in {len(cells)} cells",
         *(f"machine: {name}" for name in machines),
-        ", ".join(f"{name} {version}" for name, version in libraries.items()),
+        ", ".join(libraries),
         *(
             f"each model: {fits} fits on validation within {minutes:g} minutes, on the first seed; "
             "its best settings are fitted again on the other seeds"
@@ -130,13 +132,6 @@ def _head(collected: Collected) -> Iterator[str]:
     for point in points:
         yield from paragraph(f"- {point}", "  ")
     yield ""
-
-
-def _machine(facts: Mapping[str, Any]) -> str:
-    return (
-        f"{facts['processor']}, {facts['cores']} cores (threads a fit: {facts['threads']}), "
-        f"{facts['memory_gb']:g} GB, {facts['system']}, Python {facts['python']}"
-    )
 
 
 def _summary_rows(collected: Collected) -> Iterator[list[str]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.compare.collected import Collected
 from benchmarks.compare.costs import PHASES, exponent
-from benchmarks.compare.markdown import paragraph, seconds, table
+from benchmarks.compare.markdown import machine_line, paragraph, seconds, table
 
 _VARIANTS = {
     "tables": "HybridFusion without the item-item matrix",
@@ -26,7 +26,8 @@ def lines_of(collected: Collected, prefix: str) -> Iterator[str]:
     yield from paragraph(
         f"Data grown from {done[0]['like']}: copies of its users and items, so that the power laws "
         "stay; seconds of each phase, and its peak memory without the imports' share. Exponents "
-        "are fitted to the logarithms."
+        "are fitted to the logarithms. Machine: "
+        + "; ".join(sorted({machine_line(cell["machine"]) for cell in done}))
     )
     yield from (f"![]({prefix}-sizes.png)", "")
     for variant in dict.fromkeys(cell["costs"] for cell in done):
