@@ -25,7 +25,7 @@ from benchmarks.compare import (
     report,
     text_stand_ins,
 )
-from benchmarks.compare.__main__ import main
+from benchmarks.compare.__main__ import cells_of, main, parse
 from benchmarks.compare.collected import Collected
 from benchmarks.timed_training import end_by
 from recbole_llm.cold_metrics import RankingCollector
@@ -254,6 +254,19 @@ def arguments(folder, *others):
 
 
 MODELS = ("--models", "HybridFusion", "ItemKNN", "EASE", "popularity")
+
+
+@pytest.mark.parametrize(
+    ("suite", "protocols"), [("quick", ["random"]), ("full", list(grid.PROTOCOLS))]
+)
+def test_a_suite_has_its_protocols_where_the_data_allow_them(suite, protocols):
+    args = parse(["--suite", suite, "--datasets", "ml-100k", "citeulike-a"])
+    found = {name: [] for name in args.datasets}
+    for cell, _ in cells_of(args):
+        found[cell.dataset].append(cell.protocol)
+    assert list(dict.fromkeys(found["ml-100k"])) == protocols
+    unordered = [name for name in protocols if name != "leave_one_out"]
+    assert list(dict.fromkeys(found["citeulike-a"])) == unordered
 
 
 def test_a_stopped_run_goes_on_where_it_was(tmp_path, fake_fits, monkeypatch, capsys):

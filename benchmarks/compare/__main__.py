@@ -38,7 +38,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--datasets", nargs="+", help="names; default: the suite's that are there")
     parser.add_argument("--models", nargs="+", help="of the table, and ablations")
     parser.add_argument("--seeds", type=int, nargs="+", help="the first is tuned on")
-    parser.add_argument("--protocols", nargs="+", default=["random"], choices=grid.PROTOCOLS)
+    parser.add_argument("--protocols", nargs="+", choices=grid.PROTOCOLS)
     parser.add_argument("--budget", type=int, help="fits of a model on validation")
     parser.add_argument("--minutes", type=float, help="cap of a cell, all its fits together")
     parser.add_argument("--data_path", type=_path, help="folder of data sets; ml-100k is bundled")
@@ -52,6 +52,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     args.suite = args.suite or ("full" if args.report else "quick")
     suite = grid.SUITES[args.suite]
     args.out = args.out or ROOT / "benchmarks" / "results" / suite.folder
+    args.protocols = args.protocols or suite.protocols
     args.sizes = [int(size) for size in args.sizes or suite.sizes]
     return args
 

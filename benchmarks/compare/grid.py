@@ -260,6 +260,7 @@ class Suite:
 
     folder: str
     datasets: tuple[str, ...]
+    protocols: tuple[str, ...]
     models: tuple[str, ...]
     ablations: tuple[str, ...]
     n_seeds: int
@@ -272,6 +273,7 @@ SUITES = {
     "quick": Suite(
         "compare-quick",
         ("ml-100k", "amazon-scientific"),
+        ("random",),
         (OURS, "Pop", "popularity", "ItemKNN", "EASE", "ALS", "LightFM", "TextIntent"),
         ("without text",),
         1,
@@ -282,6 +284,7 @@ SUITES = {
     "full": Suite(
         "compare",
         tuple(DATASETS),
+        tuple(PROTOCOLS),
         tuple(MODELS),
         tuple(ABLATIONS),
         5,

@@ -423,7 +423,7 @@ def _hours(collected: Collected) -> Iterator[str]:
     told = (
         f"{full.fits} fits of every model on every data set and {full.n_seeds} seeds of the random "
         f"split, without a cap, would take about {total / 3600:.0f} hours by the fits above; those "
-        "that were cut off count as far as they came"
+        "that were cut off count as far as they came; each other protocol takes about as long"
     )
     if n_guessed:
         told += (
