@@ -27,7 +27,7 @@ from recbole_llm.completion import (
 from recbole_llm.embedding_cache import EmbeddingCache, default_folder, encode_cached
 from recbole_llm.encoders import EncoderOptions, NetworkOptions, build
 from recbole_llm.errors import DataError, SettingsError
-from recbole_llm.evaluation import Metric, Validation, evaluate
+from recbole_llm.evaluation import JUDGED_USERS, Metric, Validation, evaluate
 from recbole_llm.factors import Factors, Mask, Rows, standardise
 from recbole_llm.fusion import (
     FUSIONS,
@@ -53,8 +53,6 @@ logger = logging.getLogger(__name__)
 
 # One in so many of the warm items is made cold to find the weights of cold ones.
 _FOLDS = 5
-# Of the validation's: ranking all items for all users would grow by the square of the data.
-_JUDGED_USERS = 10_000
 
 
 @dataclass
@@ -340,7 +338,7 @@ def _judged(
     blocks: Sequence[Factors], validation: Validation, metric: Metric, run: RunOptions
 ) -> float:
     """The metric for the report; what is chosen by validation is chosen elsewhere."""
-    sample = validation.sample(_JUDGED_USERS, seed=run.seed)
+    sample = validation.sample(JUDGED_USERS, seed=run.seed)
     return evaluate(blocks, sample, metric, run.device)
 
 

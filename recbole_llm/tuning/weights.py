@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recbole_llm.evaluation import Metric, Validation, is_positive, masked_scores
+from recbole_llm.evaluation import JUDGED_USERS, Metric, Validation, is_positive, masked_scores
 from recbole_llm.factors import Factors, Index, Mask
 from recbole_llm.fusion import Judged
 from recbole_llm.fusion.base import Weights
@@ -189,7 +189,7 @@ def tune_weights(
 
     Args:
         sets: the same signals with what they are judged by, once or several times; the objective
-            is the mean over them. As many users are looked at as ``memory_gb`` holds.
+            is the mean over them. See :func:`collect_candidates` for how many users are looked at.
         metric: the objective.
         run: device, seed, progress.
         n_trials: weights to try, at least 1: equal ones, each signal alone, then Optuna's, so
@@ -314,18 +314,22 @@ def collect_candidates(
 ) -> list[CandidateScores]:
     """What the signals say of the sets' candidates, as far as the memory goes.
 
+    Of more than :data:`~recbole_llm.evaluation.JUDGED_USERS` users a sample is looked at.
+
     Args:
         sets: what is looked at.
         metric: the objective.
         run: device and seed.
         memory_gb: for the scores of all sets.
-        exact: whether all items of all users are candidates, where the memory holds them.
+        exact: whether all items of all users are candidates, where the memory holds them, however
+            many they are.
     """
     n_signals, n_items = len(sets[0].factors), next(iter(sets[0].factors.values())).n_items
     # Scores of all signals, their fused copy, the flags, and what topk needs.
     n_slots = int(memory_gb * 2**30) // ((4 * n_signals + 18) * len(sets))
-    n_candidates: int | None = max(10 * metric.k, 100)
-    n_users = n_slots // (max(10 * metric.k, 100) * (n_signals + 1))
+    n_tops = max(10 * metric.k, 100)
+    n_users = min(JUDGED_USERS, n_slots // (n_tops * (n_signals + 1)))
+    n_candidates: int | None = n_tops
     if exact and n_slots >= n_items * max(len(judged.validation.users) for judged in sets):
         n_candidates, n_users = None, n_slots // n_items
     return [

@@ -18,7 +18,8 @@ from recbole_llm.fusion.new_users import are_served_by_popularity, served_by_pop
 from recbole_llm.fusion.weighted_sum import sum_of
 from recbole_llm.model_settings import read_model_settings
 from recbole_llm.settings import RunOptions
-from recbole_llm.tuning.weights import select_weights, tune_weights
+from recbole_llm.tuning import weights as tuning_weights
+from recbole_llm.tuning.weights import collect_candidates, select_weights, tune_weights
 
 METRIC, RUN = Metric("ndcg", 5), RunOptions(seed=3, progress=False)
 N_USERS, N_ITEMS, N_COLD = 30, 40, 12
@@ -110,6 +111,16 @@ def test_warm_items_are_ranked_by_what_is_tuned_for_warm_items_alone():
     alone = sum_of(situation().factors, weights).blocks
     expected = evaluate(alone, warm.validation, METRIC)
     assert evaluate(fit(now, "1.5").blocks, warm.validation, METRIC) == pytest.approx(expected)
+
+
+def test_of_many_users_a_sample_is_weighed_by_and_the_exact_candidates_are_of_all(monkeypatch):
+    monkeypatch.setattr(tuning_weights, "JUDGED_USERS", 3)
+    (warm,) = situation().judged("warm")
+    n_users = len(warm.validation.users)
+    for exact, expected in ((False, 3), (True, n_users)):
+        (found,) = collect_candidates([warm], METRIC, RUN, 0.1, exact=exact)
+        assert len(found.filled) == len(found.n_positives) == expected
+    assert n_users > 3
 
 
 def test_cold_items_are_weighed_by_cold_ones_imagined_ones_and_warm_ones():

@@ -107,7 +107,7 @@ def test_weights_that_are_set_are_used_and_those_not_named_count_nothing():
 
 
 def test_of_many_users_a_sample_judges_what_was_fitted(monkeypatch):
-    monkeypatch.setattr(fitting, "_JUDGED_USERS", 20)
+    monkeypatch.setattr(fitting, "JUDGED_USERS", 20)
     blocks, report, _ = fitted(fusion="weighted_sum")
     data, wanted = halves()
     whole = Validation.of(data.binary, wanted)
