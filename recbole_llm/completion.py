@@ -11,12 +11,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import combinations_with_replacement
-from typing import Any
 
 import numpy as np
-import scipy.linalg
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
@@ -37,10 +33,6 @@ _DIRECTIONS = 64
 _COLUMNS = 64
 _TOLERANCE = 1e-3
 _MOST_STEPS = 300
-# Where there are so many times as many rows as features, and no more features than this, the
-# features' own equations are solved, whatever the number of rows.
-_TALL = 8
-_MOST_FEATURES = 8192
 _MEAN_ENTRIES = 1000
 
 
@@ -153,8 +145,7 @@ def fit_ridge(
 
     Minimises ``Σ_i w_i ‖row_i − b − x_i W‖² + λ‖W‖²`` over the rows of positive weight, with the
     weights at mean 1 and words and vectors on one scale. Solved in the dual by conjugate
-    gradients, one product with the features and one with their transpose a step; where features
-    are few beside the rows, by their normal equations.
+    gradients, one product with the features and one with their transpose a step.
 
     Args:
         features: of n rows; those of which nothing is told are left out.
@@ -162,7 +153,8 @@ def fit_ridge(
         weights: float (n,), at least 0; 0 leaves a row out.
         penalty: λ > 0.
     """
-    return _Problem.of(features, rows, weights).solve(penalty)[0]
+    problem = _Problem.of(features, rows, weights)
+    return problem.ridge_map(problem.solve(penalty), penalty)
 
 
 def bias_map(features: Features | None, biases: Table, counts: Index) -> RidgeMap | None:
@@ -223,54 +215,8 @@ class _Problem:
             root * (rows - mean_row),
         )
 
-    def solve(self, penalty: float, start: Table | None = None) -> tuple[RidgeMap, Table | None]:
-        """The map, and its dual solution, a start for another penalty's; None where it has none."""
-        n_rows, n_features = len(self.targets), sum(map(len, self.mean_features))
-        if n_rows >= _TALL * n_features and n_features <= _MOST_FEATURES:
-            return self._map_of(self._by_features(penalty), penalty), None
-        dual = self._by_rows(penalty, start)
-        return self._map_of(self.backward(dual), penalty), dual
-
-    def _by_features(self, penalty: float) -> tuple[Table, ...]:
-        """``design``'s coefficients by the normal equations, by block."""
-        shifted = self.gram.copy()
-        shifted[np.diag_indices_from(shifted)] += penalty
-        images = np.concatenate(self.backward(self.targets))
-        solved = scipy.linalg.solve(
-            shifted, images, assume_a="pos", overwrite_a=True, overwrite_b=True
-        ).astype(np.float32)
-        return tuple(np.split(solved, np.cumsum([len(mean) for mean in self.mean_features])[:-1]))
-
-    @cached_property
-    def gram(self) -> NDArray[np.float64]:
-        """``designᵀ @ design``, float64 (n_features, n_features)."""
-        ends = np.cumsum([len(mean) for mean in self.mean_features])
-        places = [slice(end - len(m), end) for m, end in zip(self.mean_features, ends, strict=True)]
-        found = np.empty((ends[-1], ends[-1]))
-        root = self.root_weights.astype(np.float64)
-        blocks: list[Any] = [
-            sp.diags(root.ravel()) @ rows if sp.issparse(rows) else root * rows
-            for rows in self.features.tables
-        ]
-        told = [root * part for part in self.told]
-        for one, other in combinations_with_replacement(range(len(blocks)), 2):
-            product = blocks[one].T @ blocks[other]
-            if sp.issparse(product):
-                product = product.toarray()
-            # Centred afterwards: sparse rows would not stay sparse.
-            to_other = blocks[other].T @ told[one] - told[one].T @ told[other] * self._mean(other)
-            product -= blocks[one].T @ told[other] @ self._mean(other).T
-            product -= self._mean(one) @ to_other.T
-            product *= self.scales[one] * self.scales[other]
-            found[places[one], places[other]] = product
-            found[places[other], places[one]] = product.T
-        return found
-
-    def _mean(self, block: int) -> NDArray[np.float64]:
-        return self.mean_features[block][:, None].astype(np.float64)
-
-    def _by_rows(self, penalty: float, start: Table | None) -> Table:
-        """The dual solution by conjugate gradients, float32 (n_used, k).
+    def solve(self, penalty: float, start: Table | None = None) -> Table:
+        """The dual solution, float32 (n_used, k).
 
         Some columns at a time: a table of words of all columns does not stay in the cache.
         """
@@ -300,9 +246,9 @@ class _Problem:
         shift = sum(told * (mean @ table) for told, mean, table in centres)
         return self.root_weights * (self.features.product(scaled) - shift)
 
-    def _map_of(self, coefficients: tuple[Table, ...], penalty: float) -> RidgeMap:
+    def ridge_map(self, dual: Table, penalty: float) -> RidgeMap:
         weights = tuple(
-            scale * table for scale, table in zip(self.scales, coefficients, strict=True)
+            scale * table for scale, table in zip(self.scales, self.backward(dual), strict=True)
         )
         centres = [mean @ table for mean, table in zip(self.mean_features, weights, strict=True)]
         usual = None if self.features.attributes is None else centres.pop()
@@ -400,8 +346,8 @@ def choose_penalty(
     asked, learned, counts = features[held], scores[held], weights[held]
     best, least, dual = _PENALTIES[0], np.inf, None
     for penalty in _PENALTIES:
-        ridge, dual = problem.solve(penalty, dual)
-        wrong = ridge.apply(asked) - learned
+        dual = problem.solve(penalty, dual)
+        wrong = problem.ridge_map(dual, penalty).apply(asked) - learned
         error = float(counts @ np.einsum("nk,nk->n", wrong, wrong))
         # One valley, and the small penalties beyond it take the longest.
         if error >= least:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
@@ -20,8 +20,6 @@ Table: TypeAlias = NDArray[np.float32]
 Mask: TypeAlias = NDArray[np.bool_]
 Index: TypeAlias = NDArray[np.int64]
 Rows: TypeAlias = Table | sp.csr_matrix
-# A score of sparse rows costs about as much as so many multiplications of a matrix product.
-_WIDE = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,37 +103,24 @@ def score_moments(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and variance of every user's scores over the known items, each float64 (n_users,).
 
-    ``users[u]·mean(V)`` and ``users[u]ᵀ cov(V) users[u]``, or the scores themselves, in batches
-    within ``memory_bytes``, where that costs less: for fewer users than a row is wide, a newcomer
-    say, and for sparse rows that are wide beside the number of items.
+    Dense tables: ``users[u]·mean(V)`` and ``users[u]ᵀ cov(V) users[u]``. Sparse user rows would
+    need an items² covariance, so their scores are made in batches within ``memory_bytes``; so are
+    those of fewer users than a row is wide, a newcomer's say, to whom it costs more than they.
     """
     if not factors.known.any():
         return np.zeros(factors.n_users), np.zeros(factors.n_users)
-    width = factors.users.shape[1]
-    is_wide = factors.is_sparse and (
-        width**2 > _WIDE * factors.known.sum() or 8 * width**2 > memory_bytes
-    )
-    if is_wide or factors.n_users < width:
+    if factors.is_sparse or factors.n_users < factors.users.shape[1]:
         return _moments_by_batches(factors, memory_bytes)
-    mean_item, covariance = _item_moments(factors.items[factors.known])
+    known_items = factors.items[factors.known].astype(np.float64)
+    mean_item = known_items.mean(axis=0)
+    centred = known_items - mean_item
+    covariance = centred.T @ centred / len(centred)
     mean = factors.users @ mean_item
     variance = np.empty(factors.n_users)
-    for rows in batches(factors.n_users, row_bytes=16 * width, memory_bytes=memory_bytes):
+    for rows in batches(factors.n_users, row_bytes=16 * len(mean_item), memory_bytes=memory_bytes):
         part = factors.users[rows].astype(np.float64)
-        if not isinstance(part, np.ndarray):
-            part = part.toarray()
         variance[rows] = np.einsum("ud,ud->u", part @ covariance, part)
     return mean + factors.offset, np.maximum(variance, 0.0)
-
-
-def _item_moments(items: Rows) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean, float64 (width,), and covariance, float64 (width, width), of item rows."""
-    rows: Any = items.astype(np.float64)
-    mean = np.asarray(rows.mean(axis=0)).ravel()
-    if sp.issparse(rows):
-        return mean, (rows.T @ rows).toarray() / rows.shape[0] - np.outer(mean, mean)
-    centred = rows - mean
-    return mean, centred.T @ centred / len(centred)
 
 
 def _moments_by_batches(

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from recbole_llm import completion
 from recbole_llm.completion import (
     choose_penalty,
     complete,
@@ -63,13 +62,6 @@ def dense_ridge(features, rows, weights, penalty):
     return x @ np.linalg.solve(gram, x[used].T @ (w[:, None] * rows[used]))
 
 
-@pytest.fixture(params=["by rows", "by features"])
-def _either_way(request, monkeypatch):
-    """Conjugate gradients, which few rows take, and the equations of few features."""
-    monkeypatch.setattr(completion, "_TALL", 8 if request.param == "by rows" else 0)
-
-
-@pytest.mark.usefixtures("_either_way")
 @pytest.mark.parametrize("penalty", [0.1, 3.0, 100.0])
 def test_ridge_equals_the_normal_equations(penalty):
     features = make_features()
@@ -90,7 +82,6 @@ def make_attributes(seed=3):
     return sp.csr_matrix(unit_rows(rows))
 
 
-@pytest.mark.usefixtures("_either_way")
 @pytest.mark.parametrize("with_texts", [True, False])
 def test_ridge_with_attributes_equals_the_normal_equations(with_texts):
     texts, attributes = make_features(), make_attributes()
