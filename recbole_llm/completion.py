@@ -28,8 +28,10 @@ _HALF_TRUST = 5.0
 BIAS_PENALTY = 10.0
 _PENALTIES = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3)
 _HELD_OUT = 0.2
-# Random directions of the scores by which a penalty is chosen, and columns solved at a time.
+# Random directions of the scores by which a penalty is chosen, the most rows that it is chosen by,
+# and columns solved at a time.
 _DIRECTIONS = 64
+_CHOOSING_ROWS = 20_000
 _COLUMNS = 64
 _TOLERANCE = 1e-3
 _MOST_STEPS = 300
@@ -322,7 +324,8 @@ def choose_penalty(
 ) -> float:
     """The penalty whose held-out rows score nearest to the learned ones.
 
-    A fifth of the rows is held out; the error is the weighted square of the scores' differences
+    A fifth of the rows is held out (of many, of a sample: the penalty is what noise is beside what
+    texts tell, whatever their number); the error is the weighted square of the scores' differences
     over all of ``others``, seen in a few random directions: a ridge is linear in what it predicts,
     and costs by the column (Johnson, Lindenstrauss, "Extensions of Lipschitz Mappings into a
     Hilbert Space", 1984).
@@ -335,12 +338,12 @@ def choose_penalty(
         seed: of the choice.
     """
     rng = np.random.default_rng(seed)
-    used = np.flatnonzero((weights > 0) & features.described)
-    held = rng.permutation(used)[: round(_HELD_OUT * len(used))]
-    rest = weights.copy()
-    rest[held] = 0
-    if not len(held) or not rest[used].any():
+    used = rng.permutation(np.flatnonzero((weights > 0) & features.described))[:_CHOOSING_ROWS]
+    held, kept = np.split(used, [round(_HELD_OUT * len(used))])
+    if not len(held) or not len(kept):
         return 10.0
+    rest = np.zeros_like(weights)
+    rest[kept] = weights[kept]
     scores = rows @ (others.T @ rng.standard_normal((len(others), _DIRECTIONS), dtype=np.float32))
     problem = _Problem.of(features, scores, rest)
     asked, learned, counts = features[held], scores[held], weights[held]

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import torch
 
 from recbole_llm.errors import SettingsError
-from recbole_llm.factors import Factors, Table
+from recbole_llm.factors import Factors, Table, products
 from recbole_llm.training_data import entries
 
 #: Takes any score below all others: they are sums of z-scores over the items, and the largest that
@@ -117,11 +117,11 @@ class _Block:
 
     def scores(self, users: torch.Tensor) -> torch.Tensor:
         rows = self._user_rows(users)
-        products = rows @ self.items.T
-        if sp.issparse(products):
-            products = products.toarray()
-        products = torch.as_tensor(products, dtype=torch.float32, device=self.device)
-        return products.addcmul_(self.offset[users, None], self.known[None, :])
+        if isinstance(rows, torch.Tensor):
+            scores = rows @ self.items.T
+        else:
+            scores = torch.from_numpy(products(rows, self.items)).to(self.device)
+        return scores.addcmul_(self.offset[users, None], self.known[None, :])
 
     def pairs(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         rows = self._user_rows(users)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from recbole_llm import completion
 from recbole_llm.completion import (
     choose_penalty,
     complete,
@@ -246,16 +247,21 @@ def test_a_new_user_of_a_sparse_signal_scores_as_the_mean_user():
     np.testing.assert_allclose(completed.scores(np.array([5])), scores[[5]], atol=1e-6)
 
 
-def test_the_penalty_seen_in_random_directions_is_as_good_as_the_best_of_all_columns():
+@pytest.mark.parametrize("most", [20_000, 33])
+def test_the_penalty_seen_in_random_directions_is_as_good_as_the_best_of_all_columns(
+    monkeypatch, most
+):
+    monkeypatch.setattr(completion, "_CHOOSING_ROWS", most)
     features = make_features()
     signal, _, counts = make_signal(features, noise=3.0)
     weights = trust(counts) * signal.known
     others = np.random.default_rng(2).standard_normal((200, signal.items.shape[1]))
     chosen = choose_penalty(features, signal.items, weights, others.astype(np.float32), seed=0)
     used = np.flatnonzero((weights > 0) & features.described)
-    held = np.random.default_rng(0).permutation(used)[: round(0.2 * len(used))]
-    rest = weights.copy()
-    rest[held] = 0
+    looked_at = np.random.default_rng(0).permutation(used)[:most]
+    held, kept = np.split(looked_at, [round(0.2 * len(looked_at))])
+    rest = np.zeros_like(weights)
+    rest[kept] = weights[kept]
 
     def error(penalty):
         said = fit_ridge(features, signal.items, rest, penalty=penalty).apply(features[held])
