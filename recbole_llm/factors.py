@@ -94,7 +94,7 @@ def products(rows: Rows, items: Rows) -> Table:
     """``rows @ items.T`` of rows of one kind, or sparse ones and dense items: float32 (n, n_items).
 
     Sparse by sparse, a few rows at a time are made dense: they stay in the cache, and each item's
-    terms are read one after the other. Both sparse it takes eight times as long.
+    terms are read one after the other. As a sparse product it takes several times as long.
     """
     if isinstance(rows, np.ndarray) or isinstance(items, np.ndarray):
         return np.asarray(rows @ items.T, dtype=np.float32)

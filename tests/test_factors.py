@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_llm.factors import Factors, gated, standardise
+from recbole_llm.factors import Factors, gated, products, standardise
 from recbole_llm.scoring import Scorer
 
 
@@ -57,6 +57,18 @@ def test_standardised_tables_score_as_per_user_z_scores(seed, kind):
         if known.std() > 1e-5:
             expected[u, f.known] = (known - known.mean()) / known.std()
     np.testing.assert_allclose(standardise(f).scores(np.arange(f.n_users)), expected, atol=2e-3)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 10_000), st.integers(0, 40))
+def test_products_of_sparse_rows_are_those_of_dense_ones(seed, n_rows):
+    rows = sp.random(n_rows, 30, density=0.2, random_state=seed, format="csr", dtype=np.float32)
+    items = sp.random(9, 30, density=0.2, random_state=seed + 1, format="csr", dtype=np.float32)
+    expected = rows.toarray() @ items.toarray().T
+    for table in (items, items.toarray()):
+        found = products(rows, table)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 @settings(deadline=None, max_examples=40)
