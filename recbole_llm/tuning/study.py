@@ -24,7 +24,7 @@ import optuna
 import sqlalchemy
 from optuna.distributions import distribution_to_json
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, get_storage
 from optuna.storages._heartbeat import BaseHeartbeat, is_heartbeat_enabled
 from optuna.trial import FrozenTrial, TrialState
 
@@ -188,6 +188,10 @@ def run_study(
                 beat(trial._trial_id)
                 after(_run(study, trial, work, options))
         except KeyboardInterrupt:
+            if options.storage is not None:
+                # It may have come while the storage took in what is new: all is read again.
+                study._storage = get_storage(open_storage(options.storage))
+                study._thread_local.cached_all_trials = None
             for own in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 if own.user_attrs.get(_WORKER) == worker():
                     _requeue(study, own._trial_id)

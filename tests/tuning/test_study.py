@@ -8,6 +8,7 @@ import sys
 import optuna
 import pytest
 import torch
+from optuna.storages.journal._storage import JournalStorageReplayResult
 from optuna.trial import TrialState
 
 from recbole_llm.errors import SettingsError
@@ -110,6 +111,27 @@ class Killed(Toy):
         return super().__call__(*args)
 run(options({storage!r}), Killed())
 """
+
+
+def test_ctrl_c_while_a_journal_is_read_leaves_no_trial_running(tmp_path, monkeypatch):
+    replay = JournalStorageReplayResult._apply_create_trial
+    seen = []
+
+    def stopped(self, log):
+        seen.append(log)
+        if len(seen) == 6:
+            raise KeyboardInterrupt
+        replay(self, log)
+
+    monkeypatch.setattr(JournalStorageReplayResult, "_apply_create_trial", stopped)
+    opts = options(f"journal:{tmp_path}/s.log")
+    study, ended = run(opts)
+    assert not ended
+    states = [TrialState.COMPLETE] * 5 + [TrialState.WAITING]
+    assert [trial.state for trial in study.trials] == states
+    assert [trial.state for trial in open_study(opts, {"model": "Toy"}).trials] == states
+    again, _ = run(opts)
+    assert facts(again) == facts(run(options())[0])
 
 
 def test_a_killed_process_loses_no_trial_and_its_own_keeps_its_number(storage):
