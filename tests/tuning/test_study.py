@@ -100,19 +100,6 @@ def test_ctrl_c_puts_the_trial_back_and_ends_with_the_best_so_far(storage):
     assert facts(study) == facts(whole)
 
 
-KILLED = """
-import os, sys
-sys.path.insert(0, {tests!r})
-from test_study import Toy, options, run
-class Killed(Toy):
-    def __call__(self, *args):
-        if len(self.tried) == 3:
-            os.kill(os.getpid(), 9)
-        return super().__call__(*args)
-run(options({storage!r}), Killed())
-"""
-
-
 def test_ctrl_c_while_a_journal_is_read_leaves_no_trial_running(tmp_path, monkeypatch):
     replay = JournalStorageReplayResult._apply_create_trial
     seen = []
@@ -132,6 +119,19 @@ def test_ctrl_c_while_a_journal_is_read_leaves_no_trial_running(tmp_path, monkey
     assert [trial.state for trial in open_study(opts, {"model": "Toy"}).trials] == states
     again, _ = run(opts)
     assert facts(again) == facts(run(options())[0])
+
+
+KILLED = """
+import os, sys
+sys.path.insert(0, {tests!r})
+from test_study import Toy, options, run
+class Killed(Toy):
+    def __call__(self, *args):
+        if len(self.tried) == 3:
+            os.kill(os.getpid(), 9)
+        return super().__call__(*args)
+run(options({storage!r}), Killed())
+"""
 
 
 def test_a_killed_process_loses_no_trial_and_its_own_keeps_its_number(storage):
