@@ -521,7 +521,8 @@ def test_exponents_are_those_of_the_costs(tmp_path):
     (fitted,) = (line for line in lines.splitlines() if line.startswith("| exponent |  |  |"))
     found = [cell.strip() for cell in fitted.split("|")]
     assert found[4:8] == ["1.50", "1.00", "1.00", "0.00"]  # load, encode, signals, tune
-    assert found[9:13] == ["1.00"] * 4
+    assert found[10:14] == ["1.00"] * 4  # their memory
+    assert "| 10 | 1 | 16 | 13 |" in lines  # signals, tune, all, all without encoding
     assert "| of the larger half |" in lines
     assert "| 48,000 | 64 | 95 | 100 | 0.95 |" in lines
     assert "costs, item_item: full (9 interactions)" in lines

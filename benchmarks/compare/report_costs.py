@@ -54,17 +54,24 @@ def phase_of(cell: Mapping[str, Any], phase: str, kind: str) -> float:
     return max(1.0, cell["peak_mb"][phase] - cell["base_mb"])
 
 
+def _totals(cell: Mapping[str, Any]) -> tuple[float, ...]:
+    """Seconds of a cell in all, and without the encoding of texts where there was any."""
+    whole = float(cell["total_seconds"])
+    encoding = cell["seconds"].get("encode")
+    return (whole,) if encoding is None else (whole, whole - encoding)
+
+
 def _sizes(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     phases = [phase for phase in PHASES if phase in cells[-1]["seconds"]]
     head = ("interactions", "users", "items", *(f"{p} s" for p in phases), "all s")
-    head += tuple(f"{p} MB" for p in phases)
+    head += ("without encoding s",) * ("encode" in phases) + tuple(f"{p} MB" for p in phases)
     rows: list[list[Any]] = [
         [
             f"{cell['n_interactions']:,}",
             int(cell["n_users"]),
             int(cell["n_items"]),
             *(seconds(phase_of(cell, p, "seconds")) for p in phases),
-            seconds(cell["total_seconds"]),
+            *map(seconds, _totals(cell)),
             *(f"{phase_of(cell, p, 'memory'):,.0f}" for p in phases),
         ]
         for cell in cells
@@ -78,8 +85,9 @@ def _sizes(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             ]
             for kind in ("seconds", "memory")
         ]
-        whole = _power(exponent(sizes, [cell["total_seconds"] for cell in part]))
-        rows.append([label, "", "", *powers[0], whole, *powers[1]])
+        whole = zip(*map(_totals, part), strict=True)
+        whole_powers = [_power(exponent(sizes, spent)) for spent in whole]
+        rows.append([label, "", "", *powers[0], *whole_powers, *powers[1]])
     yield from table(head, rows)
 
 
@@ -139,7 +147,9 @@ def _far(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         rows.append([f"{size:,}", f"{spent / 3600:.1f}", f"{held / 2**10:,.0f}", f"{tables:,.0f}"])
     yield from paragraph(
         "Beyond what was measured, by these powers on the same machine (text encoding aside), and "
-        "by the plan of the tables, whose rows are users and items:"
+        "by the plan of the tables, whose rows are users and items. The spread of a word signal's "
+        "scores takes users times items, of which the powers know only what it was up to the last "
+        "size:"
     )
     yield from table(("interactions", "hours", "peak GB", "of which tables GB"), rows)
 
