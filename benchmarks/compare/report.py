@@ -20,6 +20,12 @@ TITLES = {
     "cold_items": "Cold items, ranked among cold ones",
     "cold_users": "Cold users",
 }
+#: Beside a protocol's title, what its figures cannot say of themselves.
+_REMARKS = {
+    "cold_users": "Users of whom nothing is known: HybridFusion serves them by popularity unless "
+    "its signals are better, so that no more than a tie is to be expected. What their first likes "
+    "bring, and what they say of themselves, is in benchmarks/results/cold_start.md."
+}
 _RULES = (
     "HybridFusion's fits are all that it trains: settings of its ALS, searched within one run, and "
     "one each of LightFM, the item-item ridge and two text maps; weighing is in its time, and "
@@ -217,7 +223,10 @@ def _until_best(cell: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _protocol(collected: Collected, protocol: str, prefix: str) -> Iterator[Iterator[str]]:
-    yield iter((f"## {TITLES[protocol]}", "", f"![]({prefix}-forest-{protocol}.png)", ""))
+    yield iter((f"## {TITLES[protocol]}", ""))
+    if protocol in _REMARKS:
+        yield paragraph(_REMARKS[protocol])
+    yield iter((f"![]({prefix}-forest-{protocol}.png)", ""))
     for key in collected.cells:
         if key[0] == protocol and collected.models(key):
             yield _quality(collected, key)
