@@ -76,7 +76,7 @@ def text_of(collected: Collected, folder: Path, target: Path) -> str:
     prefix = Path(os.path.relpath(folder.parent, target), folder.name).as_posix()
     sections = [
         _head(collected),
-        _short(collected, prefix),
+        _short(collected),
         *(
             section
             for protocol in grid.PROTOCOLS
@@ -169,16 +169,21 @@ _SUMMARY = (
 
 
 def readme_lines(collected: Collected) -> list[str]:
-    """The README's table: against the best classic model, chosen on the test part itself."""
-    return table(_SUMMARY, _summary_rows(collected))
+    """The README's part: beside the classic model that is best on the test part, and the count."""
+    return [*table(_SUMMARY, _summary_rows(collected)), *_verdicts(collected)]
 
 
-def _short(collected: Collected, prefix: str) -> Iterator[str]:
+def _short(collected: Collected) -> Iterator[str]:
     yield from ("## In short", "")
     yield from paragraph(
         "Against the classic model (interactions alone) that is best on the test part itself:"
     )
     yield from readme_lines(collected)
+    yield from _speed(collected)
+
+
+def _verdicts(collected: Collected) -> Iterator[str]:
+    """How many comparisons were won, and which were not."""
     verdicts = [
         (key, name, word)
         for key, found in collected.comparisons.items()
@@ -186,8 +191,9 @@ def _short(collected: Collected, prefix: str) -> Iterator[str]:
         if name in grid.MODELS
     ]
     counts = {w: sum(word == w for _, _, word in verdicts) for w in ("win", "loss", "open")}
-    yield f"All comparisons: {counts['win']} won, {counts['loss']} lost, {counts['open']} open."
-    yield ""
+    yield from paragraph(
+        f"All comparisons: {counts['win']} won, {counts['loss']} lost, {counts['open']} open."
+    )
     for wanted, title in (("loss", "Lost"), ("open", "Open")):
         named = [
             f"{name} on {key[1]} ({key[0].replace('_', ' ')}, {interval(diff)})"
@@ -196,9 +202,7 @@ def _short(collected: Collected, prefix: str) -> Iterator[str]:
             for diff in [collected.comparisons[key][name][0]]
         ]
         if named:
-            yield f"{title}: {'; '.join(named)}."
-            yield ""
-    yield from _speed(collected)
+            yield from paragraph(f"{title}: {'; '.join(named)}.")
 
 
 def _speed(collected: Collected) -> Iterator[str]:
