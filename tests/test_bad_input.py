@@ -241,6 +241,6 @@ def test_ctrl_c_ends_with_one_line_in_any_phase(folder, phase):
             break
     assert phase in said
     said += process.communicate(timeout=60)[1]
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     assert "Traceback" not in said
     assert said.strip().splitlines()[-1].startswith("stopped by Ctrl-C")
