@@ -185,22 +185,17 @@ def _short(collected: Collected) -> Iterator[str]:
 def _verdicts(collected: Collected) -> Iterator[str]:
     """How many comparisons were won, and which were not."""
     verdicts = [
-        (key, name, word)
+        (f"{name} on {key[1]} ({key[0].replace('_', ' ')}, {interval(difference)})", word)
         for key, found in collected.comparisons.items()
-        for name, (_, _, word) in found.items()
+        for name, (difference, _, word) in found.items()
         if name in grid.MODELS
     ]
-    counts = {w: sum(word == w for _, _, word in verdicts) for w in ("win", "loss", "open")}
+    counts = {w: sum(word == w for _, word in verdicts) for w in ("win", "loss", "open")}
     yield from paragraph(
         f"All comparisons: {counts['win']} won, {counts['loss']} lost, {counts['open']} open."
     )
     for wanted, title in (("loss", "Lost"), ("open", "Open")):
-        named = [
-            f"{name} on {key[1]} ({key[0].replace('_', ' ')}, {interval(diff)})"
-            for key, name, word in verdicts
-            if word == wanted
-            for diff in [collected.comparisons[key][name][0]]
-        ]
+        named = [told for told, word in verdicts if word == wanted]
         if named:
             yield from paragraph(f"{title}: {'; '.join(named)}.")
 
