@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 from time import perf_counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import scipy.sparse
 import scipy.stats
 import torch
 from recbole.evaluator.metrics import AveragePopularity, GiniIndex, ItemCoverage
@@ -17,6 +19,7 @@ from benchmarks import readme
 from benchmarks.compare import (
     cells,
     data,
+    externals,
     fit_process,
     grid,
     growth,
@@ -402,6 +405,17 @@ def test_every_peer_starts_from_settings_of_its_space():
                 assert entry.space[key].distribution._contains(
                     entry.space[key].distribution.to_internal_repr(value)
                 ), (name, key)
+
+
+def test_ease_by_users_scores_as_ease_does():
+    history = (np.random.default_rng(4).random((20, 35)) < 0.2).astype(np.float32)
+    inverse = np.linalg.inv(history.T @ history + 7.0 * np.eye(35))
+    similarity = -inverse / np.diag(inverse)
+    np.fill_diagonal(similarity, 0)
+    data = SimpleNamespace(binary=scipy.sparse.coo_matrix(history))
+    scores, _ = externals.ease_by_users(data, seed=0, n_threads=1, reg_weight=7.0)
+    asked = np.array([3, 0, 19])
+    np.testing.assert_allclose(scores(asked), (history @ similarity)[asked], atol=1e-6)
 
 
 @pytest.mark.parametrize(

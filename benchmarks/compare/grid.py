@@ -72,6 +72,7 @@ _TOWER_START = {
     "learning_rate": IntentTower.host_defaults["learning_rate"],
     **{key.name: key.default for key in IntentTower.setting_keys() if key.name in _TOWER},
 }
+_EASE = {"reg_weight": _real(1, 10000)}
 _VAE = {"learning_rate": _real(1e-4, 5e-3), "dropout_prob": _of(0.5, 0.3, 0.7)}
 
 #: The authors' defaults first, their recommended ranges around them (RecBole's
@@ -85,7 +86,8 @@ MODELS: dict[str, Peer] = {
         space={"k": _whole(5, 2000), "shrink": _of(0.0, 1.0, 10.0, 100.0)},
         starts=({"k": 100, "shrink": 0.0},),
     ),
-    "EASE": Peer("EASE", space={"reg_weight": _real(1, 10000)}, starts=({"reg_weight": 250.0},)),
+    "EASE": Peer("EASE", space=_EASE, starts=({"reg_weight": 250.0},)),
+    "EASE by users": Peer("EASEByUsers", space=_EASE, starts=({"reg_weight": 250.0},)),
     "SLIMElastic": Peer(
         "SLIMElastic",
         space={"alpha": _real(0.02, 2.0), "l1_ratio": _real(0.005, 0.5)},

@@ -30,6 +30,8 @@ _RULES = (
     "HybridFusion's fits are all that it trains: settings of its ALS, searched within one run, and "
     "one each of LightFM, the item-item ridge and two text maps; weighing is in its time, and "
     "where more than 5 % of the items are cold one more fit of each, as if others were",
+    "EASE by users is EASE's closed form, solved over users instead of over items: the same "
+    "scores, and more fits within the cap where the items are many",
     "one evaluator for all: full ranking, seen items masked, ties broken by a seeded order",
     "differences are HybridFusion's NDCG@10 less the other's, paired over seeds and users: 95 % "
     "bootstrap intervals (seeds and users drawn), p of a sign-flip test, Holm's correction over "
