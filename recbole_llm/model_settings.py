@@ -27,7 +27,7 @@ from recbole_llm.signals import SIGNALS, Signal
 from recbole_llm.text_network import FinetuneSettings
 from recbole_llm.tower_network import TowerShape
 
-_DEFAULT = ("als", "lightfm", "item_item", "text_intent", "text_map", "popularity")
+_DEFAULT = ("als", "lightfm", "slim", "text_intent", "text_map", "popularity")
 # Of what follows what a random split asks nothing: there it costs time, and helps no ranking.
 _IF_LATER = ("next_item",)
 

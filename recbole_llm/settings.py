@@ -348,12 +348,12 @@ class SearchSettings:
     """How hard good settings of the signals are searched on the validation split."""
 
     signal_search_trials: int = setting(
-        16,
+        8,
         "Settings that are tried for each of `searched_signals`, counted in fits; 0: none.",
         at_least=0,
     )
     searched_signals: Words = setting(
-        ("als",), "Signals whose settings are searched: als, lightfm."
+        ("als", "slim"), "Signals whose settings are searched: als, lightfm, slim."
     )
     signal_cache: str | None = setting(
         None,

@@ -28,7 +28,7 @@ import psutil
 
 from benchmarks.compare import fit_process, grid
 from benchmarks.compare.data import Place
-from recbole_llm.tuning.spaces import Space
+from recbole_llm.tuning.spaces import Space, signal_space
 
 #: Of a cell's file, and of how cells are measured: another number, another table.
 FORMAT = 2
@@ -257,7 +257,7 @@ def chosen_by(cell: Cell) -> str:
 def n_fits(cell: Cell, budget: Budget) -> int:
     """The fits that a cell of the first seed gets."""
     _, entry = model_of(cell.model)
-    if entry.n_own is not None:
+    if entry.searches:
         return budget.fits
     if not entry.space:
         return 1
@@ -394,24 +394,26 @@ def _search(bench: Bench, cell: Cell, first_seed: int) -> Search:
     is_ablation = entry.kind == "ablation"
     if not is_ablation and cell.seed == first_seed:
         wanted = n_fits(cell, bench.budget)
-        if entry.n_own is None:
+        if not entry.searches:
             return Search(entry.space, entry.starts, wanted)
-        # All that it trains counts: what it searches by, and the signals beside it.
-        return Search({}, (), 1, {"signal_search_trials": max(0, wanted - entry.n_own)})
+        return Search({}, (), 1, {"signal_search_trials": grid.search_trials(entry, wanted)})
     source = Cell(cell.dataset, cell.protocol, first_seed, grid.OURS if is_ablation else cell.model)
     found = bench.results.read(source.stem)
     if found is None or "failed" in found:
         why = "has failed" if found else "is not there"
         raise FitFailed(f"its settings come from {source}, which {why}")
-    if model_of(source.model)[1].n_own is None:
+    if not model_of(source.model)[1].searches:
         return Search({}, (), 1, found["chosen"])
-    return Search({}, (), 1, _fixed_als(cell.model, found))
+    return Search({}, (), 1, _found_by_a_run(cell.model, found))
 
 
-def _fixed_als(model: str, found: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of ALS that a run of HybridFusion has found, where the model has it."""
-    signals = grid.ABLATIONS.get(model, {}).get("signals", "als").split(",")
-    als = found["signal_settings"].get("als", {}) if "als" in signals else {}
-    space = grid.MODELS["ALS"].space
-    fixed = {f"als_{key}": value for key, value in als.items() if f"als_{key}" in space}
-    return {**fixed, "signal_search_trials": 0}
+def _found_by_a_run(model: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of signals that a run of HybridFusion has found, where the model has them."""
+    searched = grid.MODELS[grid.OURS].searches
+    kept = grid.ABLATIONS.get(model, {}).get("signals", ",".join(searched)).split(",")
+    fixed: dict[str, Any] = {"signal_search_trials": 0}
+    for name in (name for name in searched if name in kept):
+        for field, value in found["signal_settings"].get(name, {}).items():
+            if f"{name}_{field}" in signal_space((name,), {}):
+                fixed[f"{name}_{field}"] = value
+    return fixed

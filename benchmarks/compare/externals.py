@@ -50,6 +50,17 @@ def irspack_ials(data: Any, seed: int, n_threads: int, **settings: Any) -> tuple
     return fitted.get_score, 4 * dims * sum(data.binary.shape)
 
 
+def irspack_slim(data: Any, seed: int, n_threads: int, **settings: Any) -> tuple[Any, int]:
+    """Irspack's SLIM: RecBole's SLIMElastic, a hundred times as fast."""
+    from irspack import SLIMRecommender
+
+    history = data.binary.tocsr()
+    fitted = SLIMRecommender(history, n_threads=n_threads, **settings).learn()
+    weights = fitted.W.tocsr().astype(np.float32)
+    size = weights.data.nbytes + weights.indices.nbytes
+    return (lambda asked: (history[asked] @ weights).toarray()), size
+
+
 def rectools_als(data: Any, seed: int, n_threads: int, **settings: Any) -> tuple[Any, int]:
     """RecTools' ALS that learns from items' features together with their identities."""
     import pandas as pd
@@ -114,6 +125,7 @@ MODELS: Mapping[str, tuple[Any, Mapping[str, type]]] = {
         irspack_ials,
         {"n_components": int, "alpha0": float, "reg": float, "train_epochs": int},
     ),
+    "IrspackSLIM": (irspack_slim, {"alpha": float, "l1_ratio": float}),
     "RecToolsALS": (
         rectools_als,
         {"factors": int, "regularization": float, "alpha": float, "iterations": int},

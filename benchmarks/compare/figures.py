@@ -207,6 +207,6 @@ def sizes(costs: Sequence[Mapping[str, Any]]) -> Any:
             axis.tick_params(labelsize=8, which="both")
             axis.grid(alpha=0.3, which="both", linewidth=0.4)
             axis.legend(frameon=False, fontsize=7)
-        title = "without item-item" if variant == "tables" else "item-item alone"
+        title = "without SLIM" if variant == "tables" else f"{variant} alone"
         axes[0, column].set_title(title, fontsize=10)
     return figure

@@ -25,8 +25,8 @@ class Peer:
         starts: the settings that are tried first, its authors' defaults.
         kind: `classic` (interactions alone), `text` (reads texts, too), or `ours`.
         is_slow: whether it gets few fits on large data.
-        n_own: trainings of a run that searches by itself (`signal_search_trials`) beside those
-            that it searches by; None: it does not.
+        searches: the signals whose settings a run searches by itself (`signal_search_trials`).
+        n_own: trainings of such a run beside those that it searches by.
         needs: the package that it comes from, where none of the project's has it.
     """
 
@@ -36,7 +36,8 @@ class Peer:
     starts: Sequence[Mapping[str, Any]] = ()
     kind: str = "classic"
     is_slow: bool = False
-    n_own: int | None = None
+    searches: Sequence[str] = ()
+    n_own: int = 0
     needs: str | None = None
 
 
@@ -78,7 +79,7 @@ _VAE = {"learning_rate": _real(1e-4, 5e-3), "dropout_prob": _of(0.5, 0.3, 0.7)}
 #: The authors' defaults first, their recommended ranges around them (RecBole's
 #: hyper-parameter pages, and the papers where these go further).
 MODELS: dict[str, Peer] = {
-    OURS: Peer(OURS, kind="ours", n_own=4),
+    OURS: Peer(OURS, kind="ours", searches=("als", "slim"), n_own=3),
     "Pop": Peer("Pop"),
     "popularity": Peer(OURS, {"signals": "popularity"}),
     "ItemKNN": Peer(
@@ -90,7 +91,7 @@ MODELS: dict[str, Peer] = {
     "EASE by users": Peer("EASEByUsers", space=_EASE, starts=({"reg_weight": 250.0},)),
     "SLIMElastic": Peer(
         "SLIMElastic",
-        space={"alpha": _real(0.02, 2.0), "l1_ratio": _real(0.005, 0.5)},
+        space={"alpha": _real(1e-4, 2.0), "l1_ratio": _real(1e-3, 0.5)},
         starts=({"alpha": 0.2, "l1_ratio": 0.02},),
     ),
     "ALS": Peer(
@@ -150,6 +151,12 @@ MODELS: dict[str, Peer] = {
         starts=({"n_components": 64, "alpha0": 0.1, "reg": 1e-3, "train_epochs": 16},),
         needs="irspack",
     ),
+    "irspack SLIM": Peer(
+        "IrspackSLIM",
+        space={"alpha": _real(1e-5, 1.0), "l1_ratio": _real(1e-3, 1.0)},
+        starts=({"alpha": 0.05, "l1_ratio": 0.01},),
+        needs="irspack",
+    ),
     "RecTools ALS with features": Peer(
         "RecToolsALS",
         space={
@@ -176,20 +183,20 @@ MODELS: dict[str, Peer] = {
     ),
 }
 
-SIGNALS = ("als", "lightfm", "item_item", "text_intent", "text_map", "popularity")
+SIGNALS = ("als", "lightfm", "slim", "text_intent", "text_map", "popularity")
 
 
 def _only(*signals: str, **others: Any) -> dict[str, Any]:
     return {"signals": ",".join(signals), **others}
 
 
-#: What is changed of HybridFusion, whose ALS keeps the settings that it found.
+#: What is changed of HybridFusion, whose signals keep the settings that it found.
 ABLATIONS: dict[str, Mapping[str, Any]] = {
-    "without text": _only(
-        "als", "lightfm", "item_item", "popularity", completion=False, item_item_text_weight=0
-    ),
+    "without text": _only("als", "lightfm", "slim", "popularity", completion=False),
     **{f"without {name}": _only(*(s for s in SIGNALS if s != name)) for name in SIGNALS},
-    "without texts in the item-item matrix": {"item_item_text_weight": 0},
+    "the item-item ridge instead of SLIM": _only(
+        *("item_item" if name == "slim" else name for name in SIGNALS)
+    ),
     "BERT alone reads texts": {"encoder": "bert"},
     "words (TF-IDF) instead of BERT": {"encoder": "lexical"},
     "hashed words instead of BERT": {"encoder": "hashing"},
@@ -197,7 +204,7 @@ ABLATIONS: dict[str, Mapping[str, Any]] = {
     # Of a copy of the data.
     "texts shuffled over items": {},
     "flat weights instead of the gate": {"fusion": "weighted_sum"},
-    # With ALS as it comes, not as it was found.
+    # With ALS and SLIM as they come, not as they were found.
     "no signal search": _NO_SEARCH,
     "untuned weights": {"weight_trials": 0},
 }
@@ -212,6 +219,13 @@ DATASETS: dict[str, Mapping[str, Any]] = {
     "citeulike-a": {},
     "online-retail": {"rm_dup_inter": "first"},
 }
+
+
+def search_trials(entry: Peer, fits: int) -> int:
+    """The settings that a run tries for each signal that it searches: all that it trains counts."""
+    return max(0, fits - entry.n_own) // len(entry.searches)
+
+
 #: They get three seeds and few fits of slow models.
 LARGE = ("citeulike-a", "online-retail")
 FEW_FITS = 5

@@ -27,9 +27,9 @@ _REMARKS = {
     "bring, and what they say of themselves, is in benchmarks/results/cold_start.md."
 }
 _RULES = (
-    "HybridFusion's fits are all that it trains: settings of its ALS, searched within one run, and "
-    "one each of LightFM, the item-item ridge and two text maps; weighing is in its time, and "
-    "where more than 5 % of the items are cold one more fit of each, as if others were",
+    "HybridFusion's fits are all that it trains: settings of its ALS and its SLIM, searched within "
+    "one run, and one each of LightFM and two text maps; weighing is in its time, and where more "
+    "than 5 % of the items are cold one more fit of each, as if others were",
     "EASE by users is EASE's closed form, solved over users instead of over items: the same "
     "scores, and more fits within the cap where the items are many",
     "one evaluator for all: full ranking, seen items masked, ties broken by a seeded order",
@@ -280,9 +280,9 @@ def _fits(runs: Mapping[int, Mapping[str, Any]]) -> str:
     """The first seed's fits, and whether the cap cut any off."""
     cell = next(iter(runs.values()))
     entry = grid.MODELS[cell["model"]]
-    if entry.n_own is not None:
-        inner = max(0, cell["budget"]["fits"] - entry.n_own)
-        return f"{inner + entry.n_own} in one run" if inner else f"{entry.n_own + 1} in one run"
+    if entry.searches:
+        n_searched = len(entry.searches) * max(1, grid.search_trials(entry, cell["budget"]["fits"]))
+        return f"{n_searched + entry.n_own} in one run"
     ended = [fit for fit in cell["fits"] if "failed" not in fit]
     cut = sum(_is_cut(fit) for run in runs.values() for fit in run["fits"])
     text = f"{len(ended)} of {cell['wanted_fits']}"
@@ -419,7 +419,7 @@ def _hours(collected: Collected) -> Iterator[str]:
     total, n_guessed, unknown = 0.0, 0, set()
     for name, entry in grid.MODELS.items():
         measured = _seconds_a_fit(collected, name)
-        searched = bool(entry.space) and entry.n_own is None
+        searched = bool(entry.space) and not entry.searches
         n_fits = (full.fits if searched else 1) + full.n_seeds - 1
         for dataset in full.datasets:
             if dataset not in sizes or not measured:

@@ -11,8 +11,9 @@ from benchmarks.compare.costs import PHASES, exponent
 from benchmarks.compare.markdown import machine_line, paragraph, seconds, table
 
 _VARIANTS = {
-    "tables": "HybridFusion without the item-item matrix",
-    "item_item": "The item-item matrix alone",
+    "tables": "HybridFusion without SLIM",
+    "slim": "SLIM alone",
+    "item_item": "The item-item ridge alone",
 }
 # Extrapolated from the curves.
 _FAR = (10**8, 10**9)
@@ -32,10 +33,7 @@ def lines_of(collected: Collected, prefix: str) -> Iterator[str]:
     yield from (f"![]({prefix}-sizes.png)", "")
     for variant in dict.fromkeys(cell["costs"] for cell in done):
         cells = [cell for cell in done if cell["costs"] == variant]
-        title = (
-            "without the item-item matrix" if variant == "tables" else "the item-item matrix alone"
-        )
-        yield f"### HybridFusion, {title}"
+        yield f"### {_VARIANTS[variant]}"
         yield ""
         yield from _sizes(cells)
         if variant == "tables":

@@ -14,6 +14,7 @@ from recbole_llm.signals.lightfm import LightFMSignal
 from recbole_llm.signals.next_item import NextItemSignal
 from recbole_llm.signals.popularity import PopularitySignal
 from recbole_llm.signals.sequence import SequenceSignal
+from recbole_llm.signals.slim import SLIMSignal
 from recbole_llm.signals.text_intent import TextIntentSignal
 from recbole_llm.signals.text_map import TextMapSignal
 
@@ -23,6 +24,7 @@ SIGNALS: dict[str, type[Signal]] = {
     "als": ALSSignal,
     "lightfm": LightFMSignal,
     "item_item": ItemItemSignal,
+    "slim": SLIMSignal,
     "text_intent": TextIntentSignal,
     "text_map": TextMapSignal,
     "next_item": NextItemSignal,

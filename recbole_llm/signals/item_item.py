@@ -135,16 +135,8 @@ def ridge_item_item(
     Raises:
         FitError: the penalty is too small for float32.
     """
-    n_items = interactions.shape[1]
-    gram = np.zeros((n_items, n_items), dtype=np.float32)
-    pairs = [(interactions.T.tocsr(), interactions)]
-    pairs += [(rows, rows.T if isinstance(rows, np.ndarray) else rows.T.tocsr()) for rows in texts]
-    # A dense row block at a time: the sparse product of a busy shop is larger than the array.
-    for rows in batches(n_items, row_bytes=16 * n_items, memory_bytes=1 << 28):
-        for own, others in pairs:
-            product = own[rows] @ others
-            gram[rows] += product if isinstance(product, np.ndarray) else product.toarray()
-    gram[np.diag_indices(n_items)] += np.float32(regularization)
+    gram = gram_matrix(interactions, texts)
+    gram[np.diag_indices(len(gram))] += np.float32(regularization)
     # The transposed view is in LAPACK's column order, so that it is overwritten, not copied; its
     # lower triangle is the array's upper one.
     factor, failed = lapack.spotrf(gram.T, lower=1, clean=0, overwrite_a=1)
@@ -159,6 +151,25 @@ def ridge_item_item(
     scale = -1.0 / gram.diagonal()
     gram *= scale
     np.fill_diagonal(gram, 0.0)
+    return gram
+
+
+def gram_matrix(interactions: sp.csr_matrix, texts: Sequence[Rows] = ()) -> Table:
+    """``XᵀX + Σ TTᵀ``, float32 (n_items, n_items).
+
+    Args:
+        interactions: X, CSR float32 (n_users, n_items).
+        texts: tables T, float32 (n_items, d).
+    """
+    n_items = interactions.shape[1]
+    gram = np.zeros((n_items, n_items), dtype=np.float32)
+    pairs = [(interactions.T.tocsr(), interactions)]
+    pairs += [(rows, rows.T if isinstance(rows, np.ndarray) else rows.T.tocsr()) for rows in texts]
+    # A dense row block at a time: the sparse product of a busy shop is larger than the array.
+    for rows in batches(n_items, row_bytes=16 * n_items, memory_bytes=1 << 28):
+        for own, others in pairs:
+            product = own[rows] @ others
+            gram[rows] += product if isinstance(product, np.ndarray) else product.toarray()
     return gram
 
 
