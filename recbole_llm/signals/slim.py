@@ -22,9 +22,9 @@ from recbole_llm.signals.base import SingleSignal, SkippedSignal, by_recency, de
 from recbole_llm.signals.item_item import gram_matrix
 from recbole_llm.training_data import History, TrainingData, with_ones
 
-_SWEEPS = 50
-# Weights are of the order of 0.1; smaller changes turn no ranking.
-_TOLERANCE = 1e-3
+_ROUNDS, _SWEEPS = 50, 5
+_TOLERANCE = 1e-5
+_BATCH_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def slim_weights(
     pairs = torch.from_numpy(gram).to(device)
     counts = pairs.diagonal()
     found, columns = np.zeros((n_items, width), np.float32), np.zeros((n_items, width), np.int32)
-    for items in batches(n_items, row_bytes=4 * width**2, memory_bytes=1 << 26):
+    for items in batches(n_items, row_bytes=4 * width**2, memory_bytes=_BATCH_BYTES):
         together = pairs[items].clone()
         own = torch.arange(items.start, items.stop, device=device)
         together[torch.arange(len(own), device=device), own] = 0
@@ -139,22 +139,38 @@ def slim_weights(
 def _descend(gram: torch.Tensor, slope: torch.Tensor, l2: float) -> torch.Tensor:
     """The w ≥ 0 (b, k) of least ``½ wᵀGw − slopeᵀw + ½ l2·wᵀw`` for each of b problems.
 
+    Sweeps over all places alternate with some over those alone that count so far, which are few.
+
     Args:
-        gram: (b, k, k).
+        gram: G, (b, k, k).
         slope: (b, k), overwritten.
         l2: above 0.
     """
     weights = torch.zeros_like(slope)
-    scale = gram.diagonal(dim1=1, dim2=2)
-    for _ in range(_SWEEPS):
-        largest = torch.zeros(len(slope), device=slope.device)
-        for place in range(slope.shape[1]):
-            own = weights[:, place]
-            wanted = (slope[:, place] + scale[:, place] * own) / (scale[:, place] + l2)
-            step = wanted.clamp_(min=0) - own
-            own += step
-            slope.addcmul_(gram[:, place], step[:, None], value=-1)
-            torch.maximum(largest, step.abs(), out=largest)
-        if float(largest.max()) < _TOLERANCE:
+    for _ in range(_ROUNDS):
+        if _sweep(gram, slope, weights, l2) < _TOLERANCE:
             break
+        width = max(1, int((weights > 0).sum(dim=1).max()))
+        before, places = weights.topk(width, dim=1)
+        rows = gram.gather(1, places[:, :, None].expand(-1, -1, gram.shape[2]))
+        among = rows.gather(2, places[:, None, :].expand(-1, width, -1))
+        few, own_slope = before.clone(), slope.gather(1, places)
+        for _ in range(_SWEEPS):
+            if _sweep(among, own_slope, few, l2) < _TOLERANCE:
+                break
+        weights.scatter_(1, places, few)
+        slope -= ((few - before)[:, None, :] @ rows)[:, 0]
     return weights
+
+
+def _sweep(gram: torch.Tensor, slope: torch.Tensor, weights: torch.Tensor, l2: float) -> float:
+    """Set each place to its best beside the others, in place, and give the largest step."""
+    scale = gram.diagonal(dim1=1, dim2=2)
+    largest = torch.zeros(len(slope), device=slope.device)
+    for place in range(slope.shape[1]):
+        own, size = weights[:, place], scale[:, place]
+        step = ((slope[:, place] + size * own) / (size + l2)).clamp_(min=0) - own
+        own += step
+        slope.addcmul_(gram[:, place], step[:, None], value=-1)
+        torch.maximum(largest, step.abs(), out=largest)
+    return float(largest.max())

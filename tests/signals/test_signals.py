@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from implicit.als import AlternatingLeastSquares
+from sklearn.linear_model import ElasticNet
 
 from recbole_llm.factors import Factors
 from recbole_llm.settings import RunOptions
-from recbole_llm.signals import SIGNALS, SkippedSignal, register
+from recbole_llm.signals import SIGNALS, SkippedSignal, register, slim
 from recbole_llm.signals.als import ALSSignal, solve_users
-from recbole_llm.signals.item_item import ItemItemSignal, ridge_item_item
+from recbole_llm.signals.item_item import ItemItemSignal, gram_matrix, ridge_item_item
+from recbole_llm.signals.slim import slim_weights
 from recbole_llm.testing.signals import (
     ENCODER,
     check_newcomers,
@@ -142,9 +144,53 @@ def test_item_item_of_nearly_full_rank_scores_as_the_full_one():
     np.testing.assert_allclose(truncated, full, atol=0.02)
 
 
-def test_item_item_past_its_memory_is_left_out_by_name():
-    with pytest.raises(SkippedSignal, match="item_item_memory_gb"):
-        ItemItemSignal(memory_gb=1e-9).fit(small_data(), RUN)
+@pytest.mark.parametrize(("l1", "l2"), [(1e-3, 5.0), (0.5, 2.0), (2.0, 1.0), (1e3, 1.0)])
+def test_slim_finds_scikit_learns_elastic_net_without_negative_weights(l1, l2):
+    history = small_data().binary.toarray().astype(np.float64)
+    n_users, n_items = history.shape
+    found = slim_weights(
+        gram_matrix(small_data().binary), l1=l1, l2=l2, neighbours=n_items
+    ).toarray()
+    net = ElasticNet(
+        alpha=(l1 + l2) / n_users,
+        l1_ratio=l1 / (l1 + l2),
+        fit_intercept=False,
+        positive=True,
+        tol=1e-8,
+        max_iter=10_000,
+    )
+    for item in range(1, n_items):
+        others = history.copy()
+        others[:, item] = 0
+        expected = net.fit(others, history[:, item]).coef_
+        np.testing.assert_allclose(found[item], expected, atol=1e-4)
+    assert (found >= 0).all()
+    assert found.any() == (l1 < 1e3)
+
+
+def test_slims_neighbours_are_those_that_tell_most_alone():
+    gram = gram_matrix(small_data().binary)
+    found = slim_weights(gram, l1=0.5, l2=2.0, neighbours=4)
+    assert np.diff(found.indptr).max() == 4
+    for item in range(1, len(gram)):
+        gain = np.maximum(gram[item] - 0.5, 0) ** 2 / (gram.diagonal() + 2.0)
+        gain[item] = 0
+        chosen = found.indices[found.indptr[item] : found.indptr[item + 1]]
+        assert gain[chosen].min(initial=np.inf) >= np.sort(gain)[-4]
+
+
+def test_slim_in_batches_is_slim_at_once(monkeypatch):
+    gram = gram_matrix(small_data().binary)
+    whole = slim_weights(gram, l1=0.5, l2=2.0, neighbours=6)
+    monkeypatch.setattr(slim, "_BATCH_BYTES", 4 * 6**2 * 3)
+    parts = slim_weights(gram, l1=0.5, l2=2.0, neighbours=6)
+    np.testing.assert_allclose(parts.toarray(), whole.toarray(), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["item_item", "slim"])
+def test_a_signal_past_its_memory_is_left_out_by_name(name):
+    with pytest.raises(SkippedSignal, match=f"{name}_memory_gb"):
+        SIGNALS[name](memory_gb=1e-9).fit(small_data(), RUN)
 
 
 def test_als_user_rows_follow_a_permutation_of_the_users():
