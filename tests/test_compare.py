@@ -530,7 +530,7 @@ def test_exponents_are_those_of_the_costs(tmp_path):
     results = cells.Results(tmp_path / "out")
     for size in (100_000, 300_000, 1_000_000, 3_000_000):
         results.write(f"costs-tables-ml-100k-{size}", cost_cell(size, power=1.5))
-    results.write("costs-item_item-ml-100k-9", {"costs": "item_item", "size": 9, "failed": "full"})
+    results.write("costs-slim-ml-100k-9", {"costs": "slim", "size": 9, "failed": "full"})
     lines = report.text_of(Collected.read(tmp_path / "out"), tmp_path / "out", tmp_path / "out")
     (fitted,) = (line for line in lines.splitlines() if line.startswith("| exponent |  |  |"))
     found = [cell.strip() for cell in fitted.split("|")]
@@ -539,7 +539,7 @@ def test_exponents_are_those_of_the_costs(tmp_path):
     assert "| 10 | 1 | 16 | 13 |" in lines  # signals, tune, all, all without encoding
     assert "| of the larger half |" in lines
     assert "| 48,000 | 64 | 95 | 100 | 0.95 |" in lines
-    assert "costs, item_item: full (9 interactions)" in lines
+    assert "costs, slim: full (9 interactions)" in lines
 
 
 def test_real_costs(tmp_path, capsys):
@@ -551,7 +551,7 @@ def test_real_costs(tmp_path, capsys):
     given += ["--parts", "costs", "--like", "shop", "--sizes", "1500"]
     assert main(given) == 0
     cell, alone = Collected.read(out).costs
-    assert (cell["costs"], alone["costs"]) == ("tables", "item_item")
+    assert (cell["costs"], alone["costs"]) == ("tables", "slim")
     assert cell["n_interactions"] == alone["n_interactions"] == pytest.approx(1500, rel=0.02)
     assert cell["seconds"].keys() >= {"load", "encode", "signals", "tune"}
     assert cell["texts"]["encoded"] > 0

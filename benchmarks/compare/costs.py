@@ -27,7 +27,6 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
         "signal_search_trials": 16,
     },
     "slim": {"signals": "slim", "completion": False},
-    "item_item": {"signals": "item_item", "completion": False, "item_item_text_weight": 0},
 }
 PHASES = ("load", "encode", "signals", "tune")
 

@@ -13,7 +13,6 @@ from benchmarks.compare.markdown import machine_line, paragraph, seconds, table
 _VARIANTS = {
     "tables": "HybridFusion without SLIM",
     "slim": "SLIM alone",
-    "item_item": "The item-item ridge alone",
 }
 # Extrapolated from the curves.
 _FAR = (10**8, 10**9)

@@ -82,12 +82,7 @@ class ItemItemSignal(SingleSignal):
         Raises:
             SkippedSignal: the matrix would pass ``memory_gb``.
         """
-        needed = 4 * data.n_items**2 / 2**30
-        if needed > self.memory_gb:
-            raise SkippedSignal(
-                f"its matrix would take {needed:.1f} GB, more than `item_item_memory_gb`: "
-                f"{self.memory_gb:g}"
-            )
+        check_memory(data.n_items, self.memory_gb, "item_item_memory_gb")
         similarity = ridge_item_item(
             data.binary, self._texts(data), regularization=self.regularization
         )
@@ -115,8 +110,25 @@ class ItemItemSignal(SingleSignal):
 
     def fold_in(self, factors: Factors, liked: Rows, history: History) -> Rows:
         """The sum of what is liked, whatever it counts, as in fitting."""
-        alike = replace(history, weights=with_ones(history.weights))
-        return alike.decayed(self.history_decay or 1.0) @ liked
+        return had(history, self.history_decay) @ liked
+
+
+def check_memory(n_items: int, most_gb: float, key: str) -> None:
+    """Refuse items whose matrix would be too large.
+
+    Raises:
+        SkippedSignal: float32 (n_items, n_items) would pass ``most_gb``, which ``key`` sets.
+    """
+    needed = 4 * n_items**2 / 2**30
+    if needed > most_gb:
+        raise SkippedSignal(
+            f"its matrix would take {needed:.1f} GB, more than `{key}`: {most_gb:g}"
+        )
+
+
+def had(history: History, decay: float | None) -> sp.csr_matrix:
+    """What is in a history, whatever it counts, but for how long ago it was."""
+    return replace(history, weights=with_ones(history.weights)).decayed(decay or 1.0)
 
 
 def ridge_item_item(

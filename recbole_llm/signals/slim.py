@@ -18,9 +18,9 @@ import torch
 
 from recbole_llm.factors import Factors, Rows, Table, batches
 from recbole_llm.settings import RunOptions, Search, setting
-from recbole_llm.signals.base import SingleSignal, SkippedSignal, by_recency, decay_setting
-from recbole_llm.signals.item_item import gram_matrix
-from recbole_llm.training_data import History, TrainingData, with_ones
+from recbole_llm.signals.base import SingleSignal, by_recency, decay_setting
+from recbole_llm.signals.item_item import check_memory, gram_matrix, had
+from recbole_llm.training_data import History, TrainingData
 
 _ROUNDS, _SWEEPS = 50, 5
 _TOLERANCE = 1e-5
@@ -67,12 +67,7 @@ class SLIMSignal(SingleSignal):
         Raises:
             SkippedSignal: the items' Gram matrix would pass ``memory_gb``.
         """
-        needed = 4 * data.n_items**2 / 2**30
-        if needed > self.memory_gb:
-            raise SkippedSignal(
-                f"its matrix would take {needed:.1f} GB, more than `slim_memory_gb`: "
-                f"{self.memory_gb:g}"
-            )
+        check_memory(data.n_items, self.memory_gb, "slim_memory_gb")
         weights = slim_weights(
             gram_matrix(data.binary),
             l1=self.l1,
@@ -88,8 +83,7 @@ class SLIMSignal(SingleSignal):
 
     def fold_in(self, factors: Factors, liked: Rows, history: History) -> Rows:
         """The sum of what is liked, whatever it counts, as in fitting."""
-        alike = History(with_ones(history.weights), history.age)
-        return alike.decayed(self.history_decay or 1.0) @ liked
+        return had(history, self.history_decay) @ liked
 
 
 def slim_weights(
