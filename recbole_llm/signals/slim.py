@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import scipy.sparse as sp
 import torch
+from threadpoolctl import threadpool_limits
 
 from recbole_llm.factors import Factors, Rows, Table, batches
 from recbole_llm.settings import RunOptions, Search, setting
@@ -118,9 +119,10 @@ def slim_weights(
         gain, near = alone.topk(width, dim=1)
         # Most items have fewer than `neighbours`; all of a batch are as wide as its widest.
         near = near[:, : max(1, int((gain > 0).sum(dim=1).max()))]
-        weights = _descend(
-            pairs[near[:, :, None], near[:, None, :]], together.gather(1, near) - l1, l2
-        )
+        among, slope = pairs[near[:, :, None], near[:, None, :]], together.gather(1, near) - l1
+        # The steps are small: threads would mostly wait for each other.
+        with threadpool_limits(1):
+            weights = _descend(among, slope, l2)
         found[items, : near.shape[1]] = weights.cpu().numpy()
         columns[items, : near.shape[1]] = near.cpu().numpy()
     ends = np.arange(0, found.size + 1, width)

@@ -18,8 +18,8 @@ from recbole_llm.tuning.recency import Recency
 from recbole_llm.tuning.spaces import Parameter
 from recbole_llm.tuning.trials import maximise
 
-# Entries of the interactions from which on settings are compared after brief fits.
-_MANY = 1 << 20
+# Interactions, or items, from which on settings are compared after brief fits.
+_MANY, _MANY_ITEMS = 1 << 20, 10_000
 # A search compares settings with each other: some thousand users tell them apart.
 _SEARCH_USERS = 4000
 
@@ -62,7 +62,7 @@ def search_signal(
 ) -> Found:
     """Fit a signal with several settings and keep the one that validates best.
 
-    On many interactions they are compared after fits that a signal calls brief, and the best is
+    On many interactions or items they are compared after fits that a signal calls brief, and the best is
     then fitted in full.
 
     Where a decay of the histories will be chosen, all are judged by rows that forget as those of
@@ -84,7 +84,8 @@ def search_signal(
     space = search_space(signal, fixed)
     sample = validation.sample(_SEARCH_USERS, seed=run.seed)
     recency = Recency.of(signal, data, validation, metric, run)
-    brief = _brief(signal) if data.interactions.nnz >= _MANY else {}
+    is_large = data.interactions.nnz >= _MANY or data.n_items >= _MANY_ITEMS
+    brief = _brief(signal) if is_large else {}
     decay: float | None = None
     best: Found | None = None
     starts = [
