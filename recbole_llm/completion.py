@@ -35,7 +35,7 @@ _CHOOSING_ROWS = 20_000
 _COLUMNS = 64
 _TOLERANCE = 1e-3
 _MOST_STEPS = 300
-_MEAN_ENTRIES = 1000
+_MOST_ENTRIES = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -374,7 +374,7 @@ def completion_map(
     ``rank`` directions, which a ridge's smooth rows do not notice.
 
     Args:
-        factors: a signal; dense item rows.
+        factors: a signal.
         features: of all items.
         counts: int (n_items,), interactions of each item.
         seed: of the projection and of what is held out to choose the penalty.
@@ -382,11 +382,8 @@ def completion_map(
         penalty: None: chosen by :func:`choose_penalty`.
 
     Returns:
-        None where there is nothing to learn from: no known item is described, or the item rows
-        are sparse (words, which need no completion).
+        None where there is nothing to learn from: no known item is described.
     """
-    if sp.issparse(factors.items):
-        return None
     weights = np.where(factors.known & features.described, trust(counts), 0.0)
     if not weights.any():
         return None
@@ -423,7 +420,8 @@ def complete(factors: Factors, ridge: RidgeMap, features: Features) -> Factors:
 
     For standardised factors: ``known`` then covers the completed rows, so that they are scored
     with the same offset and on the same scale as the learned ones. A table as wide as there are
-    items is filled in place, since it can fill the memory; a narrow one is copied.
+    items is filled in place, since it can fill the memory; a narrow one is copied. Rows of a sparse
+    one are cut to their largest entries.
 
     Args:
         factors: the signal.
@@ -434,11 +432,19 @@ def complete(factors: Factors, ridge: RidgeMap, features: Features) -> Factors:
     if not len(missing):
         return factors
     rows = ridge.apply(features[missing])
+    wide = batches(len(missing), row_bytes=4 * factors.items.shape[1], memory_bytes=1 << 28)
     items = factors.items if factors.is_sparse else factors.items.copy()
     if ridge.basis is None:
         items[missing] = rows
+    elif sp.issparse(items):
+        added = sp.vstack([_largest(rows[part] @ ridge.basis) for part in wide])
+        place = sp.csr_matrix(
+            (np.ones(len(missing), np.float32), (missing, np.arange(len(missing)))),
+            shape=(factors.n_items, len(missing)),
+        )
+        items = (items + place @ added).tocsr()
     else:
-        for part in batches(len(missing), row_bytes=4 * items.shape[1], memory_bytes=1 << 28):
+        for part in wide:
             items[missing[part]] = rows[part] @ ridge.basis
     known = factors.known.copy()
     known[missing] = True
@@ -483,9 +489,18 @@ def complete_users(
     return dataclasses.replace(factors, users=users)
 
 
+def _largest(rows: Table) -> sp.csr_matrix:
+    """Each row's entries of the largest size, CSR."""
+    width = min(_MOST_ENTRIES, rows.shape[1])
+    columns = np.sort(np.argpartition(-np.abs(rows), width - 1, axis=1)[:, :width], axis=1)
+    ends = np.arange(0, columns.size + 1, width)
+    found = np.take_along_axis(rows, columns, axis=1)
+    return sp.csr_matrix((found.ravel(), columns.ravel(), ends), shape=rows.shape)
+
+
 def _with_sparse_row(rows: sp.csr_matrix, places: Index, row: Table) -> sp.csr_matrix:
     """The matrix with one more row, cut to its largest entries, at all of some empty places."""
-    kept = np.sort(np.argsort(-np.abs(row), kind="stable")[:_MEAN_ENTRIES])
+    kept = np.sort(np.argsort(-np.abs(row), kind="stable")[:_MOST_ENTRIES])
     kept = kept[row[kept] != 0]
     n = len(places)
     added = sp.csr_matrix(

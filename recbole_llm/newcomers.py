@@ -309,7 +309,7 @@ def _described(
     if attributes is not None and kept.told_ridge is not None:
         told = is_told(attributes)
         rows[told] = _along_basis(kept.told_ridge, features_of(embeddings, attributes)[told])
-    return rows, texts.described
+    return sp.csr_matrix(rows) if sp.issparse(factors.items) else rows, texts.described
 
 
 def _along_basis(ridge: RidgeMap, features: Features) -> Table:

@@ -181,6 +181,26 @@ def test_rows_of_full_width_are_completed_in_place_as_by_the_ridge_of_the_whole_
     np.testing.assert_allclose(completed.items[COLD], whole[COLD], atol=5e-3)
 
 
+def test_rows_of_a_sparse_table_are_completed_by_their_largest_entries(monkeypatch):
+    features = make_features()
+    _, _, counts = make_signal(features)
+    rng = np.random.default_rng(3)
+    table = rng.normal(size=(N_ITEMS, N_ITEMS)).astype(np.float32)
+    history = sp.random(N_USERS, N_ITEMS, density=0.3, random_state=0, format="csr", dtype="f4")
+    signal = Factors.of(history, sp.csr_matrix(table), counts > 0)
+    whole = fit_ridge(features, signal.items.toarray(), trust(counts), penalty=2.0).apply(features)
+    ridge = completion_map(signal, features, counts, seed=0, rank=N_ITEMS, penalty=2.0)
+    completed = complete(signal, ridge, features)
+    np.testing.assert_allclose(completed.items.toarray()[COLD], whole[COLD], atol=5e-3)
+    warm = signal.known
+    np.testing.assert_array_equal(completed.items.toarray()[warm], signal.items.toarray()[warm])
+    monkeypatch.setattr(completion, "_MOST_ENTRIES", 5)
+    rows = completed.items.toarray()[COLD]
+    cut = complete(signal, ridge, features).items.toarray()[COLD]
+    least = np.sort(abs(rows), axis=1)[:, [-5]]
+    np.testing.assert_allclose(cut, np.where(abs(rows) >= least, rows, 0), atol=1e-6)
+
+
 def test_wide_dense_rows_are_completed_in_a_copy_by_their_projection():
     features = make_features()
     signal, _, counts = make_signal(features)
@@ -205,11 +225,9 @@ def test_noise_asks_for_a_larger_penalty_than_a_clean_law():
     assert chosen[0] < chosen[1]
 
 
-def test_sparse_item_rows_and_signals_without_text_have_no_map():
+def test_signals_without_text_have_no_map():
     features = make_features()
     signal, _, counts = make_signal(features)
-    words = Factors.of(sp.csr_matrix(signal.users), sp.csr_matrix(signal.items), signal.known)
-    assert completion_map(words, features, counts, seed=0) is None
     blank = features_of({"bert": np.zeros((N_ITEMS, 3), np.float32)})
     assert completion_map(signal, blank, counts, seed=0) is None
 

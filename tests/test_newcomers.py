@@ -63,13 +63,13 @@ CODES = tuple(
 )
 
 
-def fitted(signals=None, texts=TEXTS, codes=(), **settings):
+def fitted(names=None, texts=TEXTS, codes=(), **settings):
     train, held = interactions()
     rng = np.random.default_rng(1)
     ages = [rng.permutation(count) for count in np.diff(train.indptr)]
     attributes = attribute_rows(codes, FIELDS)
     data = TrainingData(train, np.concatenate(ages).astype(np.int32), texts, attributes)
-    read = read_model_settings(signals, {**QUICK, **settings})
+    read = read_model_settings(names, {**QUICK, **settings})
     validation = Validation.of(data.binary, held, "")
     blocks, _, newcomers = fit_model(data, validation, read, Metric("ndcg", 5), RUN)
     known = train.copy()
@@ -263,7 +263,8 @@ def test_model_without_text_folds_in_liked_items(als):
     assert sum(int(name[1:]) % 3 == 0 for name in found["item_id"]) >= 4
 
 
-def test_wide_table_without_weight_says_nothing_of_newcomers(gate):
+def test_wide_table_without_weight_says_nothing_of_newcomers():
+    gate = fitted(signals="als,item_item,text_intent,popularity")
     kept = [s for s in gate.newcomers.signals if s.items is None]
     (place,) = (gate.newcomers.signals.index(s) for s in kept)
     wide = [n for n, b in enumerate(gate.blocks) if b.items.shape == (N_ITEMS, N_ITEMS)]

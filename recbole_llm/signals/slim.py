@@ -52,6 +52,7 @@ class SLIMSignal(SingleSignal):
     )
     history_decay: float | None = decay_setting()
 
+    completed: ClassVar[bool] = True
     # Sparse data want small penalties, short histories in a shop a large first one.
     starts: ClassVar[Sequence[Mapping[str, Any]]] = (
         {"l1": 0.5, "l2": 50.0},

@@ -62,8 +62,8 @@ def search_signal(
 ) -> Found:
     """Fit a signal with several settings and keep the one that validates best.
 
-    On many interactions or items they are compared after fits that a signal calls brief, and the best is
-    then fitted in full.
+    On many interactions or items they are compared after fits that a signal calls brief, and the
+    best is then fitted in full.
 
     Where a decay of the histories will be chosen, all are judged by rows that forget as those of
     the first settings do best: what is best at remembering all may be poor at what comes next.
