@@ -437,12 +437,8 @@ def complete(factors: Factors, ridge: RidgeMap, features: Features) -> Factors:
     if ridge.basis is None:
         items[missing] = rows
     elif sp.issparse(items):
-        added = sp.vstack([_largest(rows[part] @ ridge.basis) for part in wide])
-        place = sp.csr_matrix(
-            (np.ones(len(missing), np.float32), (missing, np.arange(len(missing)))),
-            shape=(factors.n_items, len(missing)),
-        )
-        items = (items + place @ added).tocsr()
+        added = [_largest(rows[part] @ ridge.basis) for part in wide]
+        items = _with_sparse_rows(items, missing, sp.vstack(added, format="csr"))
     else:
         for part in wide:
             items[missing[part]] = rows[part] @ ridge.basis
@@ -477,7 +473,8 @@ def complete_users(
         return factors
     mean = np.asarray(factors.users.T @ (weights / weights.sum())).ravel().astype(np.float32)
     if factors.is_sparse:
-        return dataclasses.replace(factors, users=_with_sparse_row(factors.users, missing, mean))
+        added = _largest(mean[None])[np.zeros(len(missing), dtype=np.int64)]
+        return dataclasses.replace(factors, users=_with_sparse_rows(factors.users, missing, added))
     users = factors.users.copy()
     users[missing] = mean
     if features is not None and (features.described & (weights > 0)).any():
@@ -492,22 +489,19 @@ def complete_users(
 def _largest(rows: Table) -> sp.csr_matrix:
     """Each row's entries of the largest size, CSR."""
     width = min(_MOST_ENTRIES, rows.shape[1])
-    columns = np.sort(np.argpartition(-np.abs(rows), width - 1, axis=1)[:, :width], axis=1)
+    order = np.argsort(-np.abs(rows), axis=1, kind="stable")
+    columns = np.sort(order[:, :width], axis=1)
     ends = np.arange(0, columns.size + 1, width)
     found = np.take_along_axis(rows, columns, axis=1)
-    return sp.csr_matrix((found.ravel(), columns.ravel(), ends), shape=rows.shape)
+    largest = sp.csr_matrix((found.ravel(), columns.ravel(), ends), shape=rows.shape)
+    largest.eliminate_zeros()
+    return largest
 
 
-def _with_sparse_row(rows: sp.csr_matrix, places: Index, row: Table) -> sp.csr_matrix:
-    """The matrix with one more row, cut to its largest entries, at all of some empty places."""
-    kept = np.sort(np.argsort(-np.abs(row), kind="stable")[:_MOST_ENTRIES])
-    kept = kept[row[kept] != 0]
-    n = len(places)
-    added = sp.csr_matrix(
-        (
-            np.tile(row[kept], n),
-            (np.repeat(places, len(kept)), np.tile(kept, n)),
-        ),
-        shape=rows.shape,
+def _with_sparse_rows(rows: sp.csr_matrix, places: Index, added: sp.csr_matrix) -> sp.csr_matrix:
+    """The matrix with a row more at each of some empty places."""
+    ones = np.ones(len(places), dtype=np.float32)
+    place = sp.csr_matrix(
+        (ones, (places, np.arange(len(places)))), shape=(rows.shape[0], len(places))
     )
-    return (rows + added).tocsr().astype(np.float32)
+    return (rows + place @ added).tocsr().astype(np.float32)

@@ -413,7 +413,7 @@ def _found_by_a_run(model: str, found: Mapping[str, Any]) -> dict[str, Any]:
     kept = grid.ABLATIONS.get(model, {}).get("signals", ",".join(searched)).split(",")
     fixed: dict[str, Any] = {"signal_search_trials": 0}
     for name in (name for name in searched if name in kept):
-        for field, value in found["signal_settings"].get(name, {}).items():
-            if f"{name}_{field}" in signal_space((name,), {}):
-                fixed[f"{name}_{field}"] = value
+        space = signal_space((name,), {})
+        settings = found["signal_settings"].get(name, {})
+        fixed |= {f"{name}_{k}": v for k, v in settings.items() if f"{name}_{k}" in space}
     return fixed
